@@ -1,0 +1,1 @@
+"""Where and when: deployments, schedules, and a server for one machine."""

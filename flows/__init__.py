@@ -1,0 +1,1 @@
+"""What runs in which order: Prefect flows generated from a fleet."""

@@ -1,0 +1,1 @@
+"""Which steps may be retried: one task a verb, one library call each."""

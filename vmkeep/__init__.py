@@ -1,0 +1,1 @@
+"""vmkeep backs up and restores fleets of virtual machines as one dependency graph."""

@@ -1,0 +1,1 @@
+"""Disks as bytes at offsets, and the file systems in them."""

@@ -1,0 +1,83 @@
+"""Every error vmkeep raises on purpose, grouped by what the operator does next.
+
+VmkeepError
++- InputError        fix what you typed: fleet file, option, selection          exit 2
+|  +- FleetError       the fleet file; lists every problem with file:line:key
+|  +- UnsupportedError the declared thing is not supported by this driver
++- AccessError       wrong key, credentials or permission                       exit 6
++- TemporaryError    try again: the other side is away or busy                  exit 5
++- SourceError       the machine or its disk is not in a state to be saved      exit 1
+|  +- SourceChangedError  it ran or changed while it was read
+|  +- DirtyError          a database or file system was not stopped cleanly
++- IntegrityError    stop and look: stored data is damaged or missing           exit 4
++- ConflictError     another writer decided first; start a new session          exit 1
++- PartialError      a run ended with something missing                         exit 3
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class VmkeepError(Exception):
+    """The root of the tree; its message is written for the operator."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class InputError(VmkeepError):
+    """What was typed cannot be carried out; nothing was touched."""
+
+    exit_code = 2
+
+
+class FleetError(InputError):
+    """The fleet file has problems; the message lists each with file, line and key."""
+
+
+class UnsupportedError(InputError):
+    """The fleet declares something that the driver at hand does not support."""
+
+
+class AccessError(VmkeepError):
+    """A key, credential or permission does not open what it should."""
+
+    exit_code = 6
+
+
+class TemporaryError(VmkeepError):
+    """The other side is away or busy; the same call may succeed later."""
+
+    exit_code = 5
+
+
+class SourceError(VmkeepError):
+    """A machine, disk or component is not in a state to be saved or written."""
+
+
+class SourceChangedError(SourceError):
+    """The source ran, or changed while it was read: what was read is no recovery point."""
+
+
+class DirtyError(SourceError):
+    """A database or file system was not stopped cleanly."""
+
+
+class IntegrityError(VmkeepError):
+    """Stored data is damaged or missing; the message says which, and what it affects."""
+
+    exit_code = 4
+
+
+class NotFoundError(VmkeepError):
+    """An object, recovery point, component or file is not there."""
+
+
+class ConflictError(VmkeepError):
+    """Another writer decided first; this session must not continue."""
+
+
+class PartialError(VmkeepError):
+    """A run ended, and something in it is missing or failed."""
+
+    exit_code = 3

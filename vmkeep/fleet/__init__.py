@@ -1,0 +1,1 @@
+"""What a fleet file declares: YAML to frozen models to a dependency graph."""

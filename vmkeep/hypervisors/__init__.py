@@ -1,0 +1,1 @@
+"""What runs VMs, behind one Protocol."""

@@ -1,0 +1,132 @@
+"""What runs VMs: the one Protocol behind which every hypervisor is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from vmkeep.disks.device import DiskSource, DiskTarget
+    from vmkeep.fleet.model import VM
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One difference between what is declared and what is."""
+
+    what: str
+    """The key, such as `memory` or `disks.data.size`."""
+    actual: str | None
+    """`None`: it does not exist and is created."""
+    declared: str
+    applied: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DiskState:
+    """The identity of a disk's content at a snapshot; plain strings and numbers, so that it can be kept as JSON."""
+
+    name: str
+    path: str
+    format: str
+    size: int
+    """Virtual size in bytes."""
+    allocated: int
+    """Bytes that hold data, as far as is known cheaply."""
+    fingerprint: str
+    """Changes when the content may have changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineState:
+    """One VM at the moment of a snapshot."""
+
+    vm: str
+    definition: str
+    """The hypervisor's own description of the VM (JSON for `images`, XML for libvirt)."""
+    disks: tuple[DiskState, ...]
+    running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The VMs of a consistency group at one moment; a value that survives the process."""
+
+    group: str
+    taken: str
+    """UTC, ISO 8601."""
+    consistency: str
+    """`powered-off`, `application`, `filesystem` or `crash`."""
+    machines: Mapping[str, MachineState] = field(default_factory=dict)
+
+
+class Hypervisor(Protocol):
+    """Creates, captures and writes VMs. Every call may be repeated; none deletes a disk."""
+
+    @property
+    def driver(self) -> str:
+        """The name of the driver, as in the fleet file."""
+
+    @property
+    def can_start(self) -> bool:
+        """Whether VMs can be powered on through it."""
+
+    def unsupported(self, name: str, vm: VM) -> Sequence[str]:
+        """Return one sentence for each declared thing that this driver cannot do."""
+
+    def exists(self, name: str) -> bool:
+        """Tell whether the VM exists."""
+
+    def configure(self, name: str, vm: VM, *, apply: bool) -> Sequence[Change]:
+        """Return the differences between declared and actual; carry them out if *apply*.
+
+        Creates what is missing, changes only what is declared, grows disks, never shrinks or deletes one.
+
+        Raises:
+            InputError: the declared state cannot be reached (a disk would shrink).
+            SourceError: the VM runs.
+        """
+
+    def snapshot(self, group: str, vms: Mapping[str, VM]) -> Snapshot:
+        """Capture all *vms* at one moment.
+
+        Raises:
+            SourceError: a VM, or one of its declared disks, is missing or unreadable.
+            SourceChangedError: a VM runs and the driver cannot save running ones.
+        """
+
+    def open_disk(self, machine: MachineState, disk: str) -> DiskSource:
+        """Open a disk as it was at the snapshot.
+
+        Raises:
+            SourceChangedError: it is not what it was any more.
+        """
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Drop the snapshot; a second call does nothing."""
+
+    def create(self, name: str, definition: str, *, overwrite: bool) -> None:
+        """Create the VM from a captured definition, without disks, for a restore.
+
+        Raises:
+            InputError: it exists and *overwrite* is false.
+            SourceError: it runs.
+        """
+
+    def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
+        """Open a new disk beside an existing one of that name, which it replaces in `commit_disks`."""
+
+    def commit_disks(self, name: str, disks: Sequence[str]) -> None:
+        """Put the disks written through `create_disk` in place, all or none."""
+
+    def disk_path(self, name: str, disk: str) -> Path | None:
+        """The file a disk lies in, where there is one (for file-level access)."""
+
+    def start(self, name: str) -> None:
+        """Power the VM on."""
+
+    def stop(self, name: str) -> None:
+        """Power the VM off."""

@@ -1,0 +1,1 @@
+"""The bodies of the steps: what a backup, restore, configuration and verification do."""

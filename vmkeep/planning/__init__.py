@@ -1,0 +1,1 @@
+"""What runs in which order, as pure data: no input or output in here."""

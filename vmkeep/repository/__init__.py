@@ -1,0 +1,1 @@
+"""Deduplicated, compressed, encrypted chunks in a store."""

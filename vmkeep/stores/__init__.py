@@ -1,0 +1,1 @@
+"""Where objects lie, behind one Protocol."""
