@@ -27,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class DiskState:
-    """The identity of a disk's content at a snapshot; plain strings and numbers, so that it can be kept as JSON."""
+    """The identity of a disk's content at a snapshot: strings and numbers, kept as JSON."""
 
     name: str
     path: str
