@@ -16,6 +16,7 @@ VmkeepError
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -31,8 +32,32 @@ class InputError(VmkeepError):
     exit_code = 2
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong in a fleet file, and where."""
+
+    file: str
+    line: int
+    """Counted from 1."""
+    column: int
+    """Counted from 1."""
+    key: str
+    """The path of keys, such as `vms.db1.disks[0].size`; empty for the file as a whole."""
+    message: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}"
+        return (
+            f"{where}: {self.key}: {self.message}" if self.key else f"{where}:{self.column}: {self.message}"
+        )
+
+
 class FleetError(InputError):
     """The fleet file has problems; the message lists each with file, line and key."""
+
+    def __init__(self, message: str, problems: tuple[Problem, ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class UnsupportedError(InputError):

@@ -1,1 +1,42 @@
 """What a fleet file declares: YAML to frozen models to a dependency graph."""
+
+from __future__ import annotations
+
+from vmkeep.fleet.graph import (
+    component_names,
+    dependencies,
+    dependencies_among,
+    dependents,
+    disks_of_os,
+    graph,
+    group_of,
+    kind_of,
+    waves,
+    whole_disks,
+)
+from vmkeep.fleet.loader import FleetFile, load, loads
+from vmkeep.fleet.model import VM, Fleet, Kind
+from vmkeep.fleet.schema import json_schema
+from vmkeep.fleet.selection import Selection, select
+
+__all__ = [
+    "VM",
+    "Fleet",
+    "FleetFile",
+    "Kind",
+    "Selection",
+    "component_names",
+    "dependencies",
+    "dependencies_among",
+    "dependents",
+    "disks_of_os",
+    "graph",
+    "group_of",
+    "json_schema",
+    "kind_of",
+    "load",
+    "loads",
+    "select",
+    "waves",
+    "whole_disks",
+]

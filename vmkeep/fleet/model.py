@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     StringConstraints,
     WithJsonSchema,
     model_validator,
@@ -60,6 +61,45 @@ Duration = Annotated[
     _typed(parse_duration, "10s"),
     WithJsonSchema(
         {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|min|h|d|w)\s*$", "examples": ["10s", "24h"]}
+    ),
+]
+
+
+def parse_rate(text: str) -> int:
+    """Return the bytes a second in *text*, such as ``200MiB/s``.
+
+    Raises:
+        ValueError: it is not a size followed by ``/s``, or zero.
+    """
+    size, slash, second = text.partition("/")
+    if not slash or second.strip() != "s":
+        raise ValueError(f"{text!r} is not a rate: write a size a second, for example 200MiB/s")
+    rate = parse_size(size)
+    if rate == 0:
+        raise ValueError(f"{text!r} lets nothing through: write at least 1B/s")
+    return rate
+
+
+def _limit(value: object) -> object:
+    if isinstance(value, str):
+        parse_rate(value)
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    raise ValueError("write a whole number of at least 1, or for bandwidth a rate such as 200MiB/s")
+
+
+Limit = Annotated[
+    int | str,
+    PlainValidator(_limit),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*([KMGT]i?B?|B)\s*/\s*s\s*$"},
+            ],
+            "examples": [4, "200MiB/s"],
+        }
     ),
 ]
 Name = Annotated[
@@ -378,5 +418,11 @@ class Fleet(Model):
     objectives: dict[Name, Objective] = {}
     windows: dict[Name, Window] = {}
     schedules: Schedules = Schedules()
-    limits: dict[str, Annotated[int, Field(ge=1)] | str] = {}
+    limits: dict[str, Limit] = {}
     """Tokens by resource: a hypervisor's name, `host:NAME`, `storage:NAME`, `upload`; and `bandwidth`."""
+
+    @property
+    def bandwidth(self) -> int | None:
+        """Bytes a second that all uploads together may take, or `None` for no limit."""
+        rate = self.limits.get("bandwidth")
+        return parse_rate(rate) if isinstance(rate, str) else None

@@ -1,0 +1,201 @@
+"""What can only be checked with the whole fleet in view: references, names, cycles, times.
+
+Each rule takes the fleet and yields findings; a rule never stops another.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+from zoneinfo import available_timezones
+
+import networkx as nx
+
+from vmkeep.fleet import component_rules, cron
+from vmkeep.fleet.document import Finding
+from vmkeep.fleet.suggest import suggestion
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vmkeep.fleet.document import Path
+    from vmkeep.fleet.draft import Declared
+    from vmkeep.fleet.model import Fleet
+
+_FREE_LIMITS: Final = ("upload", "bandwidth")
+
+
+def findings(fleet: Fleet, declared: Declared) -> list[Finding]:
+    """Return what is wrong with *fleet* as a whole."""
+    found: list[Finding] = []
+    for rule in (_hypervisors, _dependencies, _cycle, _groups, _objectives, _placement):
+        found += rule(fleet, declared)
+    for name, vm in fleet.vms.items():
+        broken = declared.broken.get(name, frozenset())
+        found += component_rules.findings(("vms", name), vm, broken)
+    for check in (_store, _times, _limits):
+        found += check(fleet)
+    return found
+
+
+def _hypervisors(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
+    told: set[str] = set()
+    for name, vm in fleet.vms.items():
+        inherited = "hypervisor" in declared.inherited.get(name, ())
+        if vm.hypervisor in declared.hypervisors or "hypervisor" in declared.broken.get(name, ()):
+            continue
+        if inherited and vm.hypervisor in told:
+            continue
+        path: Path = ("defaults", "hypervisor") if inherited else ("vms", name, "hypervisor")
+        told |= {vm.hypervisor} if inherited else set()
+        yield _unknown(path, "hypervisor", vm.hypervisor, declared.hypervisors)
+    for name in sorted(declared.hypervisors & set(_FREE_LIMITS)):
+        yield Finding(("hypervisors", name), f"{name!r} is a key of limits: give the hypervisor another name")
+
+
+def _dependencies(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
+    for name, vm in fleet.vms.items():
+        yield from _references(("vms", name, "depends_on"), vm.depends_on, declared)
+
+
+def _cycle(fleet: Fleet, _declared: Declared) -> Iterator[Finding]:
+    """Yield one cycle of each knot of dependencies, as the path that leads back to its start."""
+    edges: nx.DiGraph[str] = nx.DiGraph()
+    edges.add_edges_from((name, needed) for name, vm in fleet.vms.items() for needed in vm.depends_on)
+    order = {name: position for position, name in enumerate(fleet.vms)}
+    for knot in nx.strongly_connected_components(edges):
+        first = min(knot, key=lambda name: order.get(name, len(order)))
+        if len(knot) == 1 and not edges.has_edge(first, first):
+            continue
+        cycle = [start for start, _ in nx.find_cycle(edges.subgraph(knot), first)]
+        if first in cycle:
+            cycle = cycle[cycle.index(first) :] + cycle[: cycle.index(first)]
+        path = " -> ".join([*cycle, cycle[0]])
+        yield Finding(
+            ("vms", cycle[0], "depends_on"), f"dependency cycle: {path}; a restore has nowhere to start"
+        )
+
+
+def _groups(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
+    owner: dict[str, str] = {}
+    for group, config in fleet.consistency_groups.items():
+        path: Path = ("consistency_groups", group)
+        yield from _references((*path, "vms"), config.vms, declared)
+        if group in declared.vms and set(config.vms) != {group}:
+            yield Finding(path, f"a VM is called {group!r} too: give the group another name")
+        for index, name in enumerate(config.vms):
+            if owner.setdefault(name, group) != group:
+                yield Finding(
+                    (*path, "vms", index), f"{name} is in group {owner[name]} already: a VM is in at most one"
+                )
+        if config.max_freeze <= 0:
+            yield Finding((*path, "max_freeze"), "must be longer than nothing")
+
+
+def _objectives(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
+    for name, objective in fleet.objectives.items():
+        path: Path = ("objectives", name)
+        yield from _references((*path, "vms"), objective.vms, declared)
+        if objective.rpo is None and objective.rto is None:
+            yield Finding(path, "promises nothing: say rpo, rto or both")
+
+
+def _placement(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
+    for name, vm in fleet.vms.items():
+        if vm.placement is None:
+            continue
+        path: Path = ("vms", name, "placement")
+        for key in ("near", "away_from"):
+            others = getattr(vm.placement, key)
+            yield from _references((*path, key), others, declared)
+            if name in others:
+                yield Finding((*path, key, others.index(name)), f"{name} cannot be {key} itself")
+        for other in sorted(set(vm.placement.near) & set(vm.placement.away_from)):
+            yield Finding(path, f"{other} stands in near and in away_from")
+
+
+def _store(fleet: Fleet) -> Iterator[Finding]:
+    repository, path = fleet.repository, ("repository",)
+    parts = urlsplit(repository.store)
+    scheme = parts.scheme if "://" in repository.store else ""
+    if scheme not in {"", "s3"}:
+        yield Finding((*path, "store"), f"{scheme}:// is no store: write s3://BUCKET/PREFIX or a path")
+    if scheme == "s3" and not parts.netloc:
+        yield Finding((*path, "store"), "names no bucket: write s3://BUCKET/PREFIX")
+    if not repository.store:
+        yield Finding((*path, "store"), "must not be empty")
+    for key in ("s3", "object_lock"):
+        if scheme != "s3" and getattr(repository, key) is not None:
+            yield Finding(
+                (*path, key), f"works with a store s3://BUCKET/PREFIX, and the store is {repository.store}"
+            )
+    if repository.retention is not None and not any(repository.retention.model_dump().values()):
+        yield Finding((*path, "retention"), "keeps nothing: say how many points to keep, for example last: 3")
+    credentials = [(("repository", "s3", "credentials"), repository.s3.credentials)] if repository.s3 else []
+    credentials += [
+        (("hypervisors", name, "credentials"), config.credentials)
+        for name, config in fleet.hypervisors.items()
+        if config.driver == "vsphere"
+    ]
+    for where, reference in credentials:
+        if reference is not None and reference.kms is not None:
+            yield Finding(
+                (*where, "kms"),
+                "a KMS key opens repositories, it is no login: say file, env or prefect_secret",
+            )
+
+
+def _times(fleet: Fleet) -> Iterator[Finding]:
+    zones = available_timezones()
+    scheduled = [
+        (name, one) for name in type(fleet.schedules).model_fields if (one := getattr(fleet.schedules, name))
+    ]
+    places: list[tuple[Path, str]] = [(("schedules", name), one.timezone) for name, one in scheduled]
+    places += [(("windows", name), window.timezone) for name, window in fleet.windows.items()]
+    for path, zone in places:
+        if zone not in zones:
+            yield _unknown((*path, "timezone"), "time zone", zone, sorted(zones))
+    for name, schedule in scheduled:
+        if (wrong := cron.problem(schedule.cron)) is not None:
+            yield Finding(("schedules", name, "cron"), wrong)
+        if schedule.sample is not None:
+            if name != "verify":
+                yield Finding(("schedules", name, "sample"), "belongs to verify only")
+            elif not 0 < float(schedule.sample.rstrip("%")) <= 100:
+                yield Finding(
+                    ("schedules", name, "sample"), f"{schedule.sample} must be more than 0% and at most 100%"
+                )
+    for name, window in fleet.windows.items():
+        if window.start == window.end:
+            yield Finding(("windows", name), f"starts and ends at {window.start}: it is never open")
+
+
+def _limits(fleet: Fleet) -> Iterator[Finding]:
+    storages = {disk.storage for vm in fleet.vms.values() for disk in vm.disks if disk.storage}
+    hosts = {host for vm in fleet.vms.values() if vm.placement for host in vm.placement.hosts}
+    known = [*_FREE_LIMITS, *fleet.hypervisors, *(f"storage:{one}" for one in sorted(storages))]
+    known += [f"host:{one}" for one in sorted(hosts)]
+    for key, value in fleet.limits.items():
+        path: Path = ("limits", key)
+        # A host that no VM is pinned to may still run some: hypervisors choose.
+        if key not in known and not re.fullmatch(r"host:\S+", key):
+            yield _unknown(path, "limit", key, known)
+        elif (key == "bandwidth") != isinstance(value, str):
+            wanted = "a rate such as 200MiB/s" if key == "bandwidth" else "a whole number of at least 1"
+            yield Finding(path, f"must be {wanted}")
+
+
+def _references(path: Path, names: Iterable[str], declared: Declared) -> Iterator[Finding]:
+    """Yield a finding for each of *names* that is no VM, or stands there twice."""
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name not in declared.vms:
+            yield _unknown((*path, index), "VM", name, sorted(declared.vms))
+        elif name in seen:
+            yield Finding((*path, index), f"{name} stands here twice")
+        seen.add(name)
+
+
+def _unknown(path: Path, what: str, name: str, known: Iterable[str]) -> Finding:
+    return Finding(path, f"there is no {what} {name!r}{suggestion(name, known)}")
