@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -22,6 +23,17 @@ class Extent:
     def end(self) -> int:
         """The offset just behind the range."""
         return self.start + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """The file that a VM's disk lies in."""
+
+    disk: str
+    """The disk's name."""
+    path: Path
+    format: str
+    """`raw`, `qcow2`, `vmdk` or `vhdx`."""
 
 
 class DiskSource(Protocol):

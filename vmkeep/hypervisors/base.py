@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-    from vmkeep.disks.device import DiskSource, DiskTarget
+    from vmkeep.disks.device import DiskSource, DiskTarget, Image
     from vmkeep.fleet.model import VM
 
 
@@ -120,13 +119,25 @@ class Hypervisor(Protocol):
         """Open a new disk beside an existing one of that name, which it replaces in `commit_disks`."""
 
     def commit_disks(self, name: str, disks: Sequence[str]) -> None:
-        """Put the disks written through `create_disk` in place, all or none."""
+        """Put the disks written through `create_disk` in place, all or none.
 
-    def disk_path(self, name: str, disk: str) -> Path | None:
-        """The file a disk lies in, where there is one (for file-level access)."""
+        Raises:
+            SourceError: one was not written through `create_disk`, or the VM runs.
+        """
+
+    def images(self, name: str) -> Sequence[Image]:
+        """Return the files the VM's disks lie in, in order; empty where they are not files we can open."""
 
     def start(self, name: str) -> None:
-        """Power the VM on."""
+        """Power the VM on.
+
+        Raises:
+            UnsupportedError: the driver cannot (see `can_start`).
+        """
 
     def stop(self, name: str) -> None:
-        """Power the VM off."""
+        """Power the VM off.
+
+        Raises:
+            UnsupportedError: the driver cannot (see `can_start`).
+        """

@@ -1,0 +1,386 @@
+"""One connection to an NBD server on a unix socket, used by one thread at a time.
+
+A structured reply comes in chunks, in any order, until one is marked done:
+
+    request    read [0, 1 MiB)
+    reply      data [0, 64 KiB)   hole [64 KiB, 960 KiB)   data [...)  done
+
+See: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md; section names are in comments.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.disks.device import Extent
+from vmkeep.errors import SourceError, TemporaryError
+from vmkeep.units import GiB, KiB, MiB
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# "Newstyle negotiation", "Option types", "Option reply types".
+_MAGIC: Final = b"NBDMAGIC"
+_OPTION_MAGIC: Final = b"IHAVEOPT"
+_OPTION_REPLY_MAGIC: Final = 0x0003E889045565A9
+_FIXED_NEWSTYLE: Final = 1
+_NO_ZEROES: Final = 2
+_OPT_GO: Final = 7
+_OPT_STRUCTURED_REPLY: Final = 8
+_OPT_SET_META_CONTEXT: Final = 10
+_REP_ACK: Final = 1
+_REP_INFO: Final = 3
+_REP_META_CONTEXT: Final = 4
+_REP_ERROR: Final = 1 << 31
+_INFO_EXPORT: Final = 0
+_MAX_OPTION_REPLY: Final = 64 * KiB
+# "Transmission flags".
+_READ_ONLY: Final = 1 << 1
+_CAN_FLUSH: Final = 1 << 2
+_CAN_WRITE_ZEROES: Final = 1 << 6
+# "Request types", "Command flags".
+_READ: Final = 0
+_WRITE: Final = 1
+_DISCONNECT: Final = 2
+_FLUSH: Final = 3
+_TRIM: Final = 4
+_WRITE_ZEROES: Final = 6
+_BLOCK_STATUS: Final = 7
+_REQUEST_MAGIC: Final = 0x25609513
+_REQUEST: Final = struct.Struct(">IHHQQI")
+# "Simple reply message", "Structured reply chunk message", "Structured reply types".
+_SIMPLE_MAGIC: Final = 0x67446698
+_CHUNK_MAGIC: Final = 0x668E33EF
+_CHUNK: Final = struct.Struct(">HHQI")  # behind the magic
+_DONE: Final = 1
+_CHUNK_NONE: Final = 0
+_CHUNK_DATA: Final = 1
+_CHUNK_HOLE: Final = 2
+_CHUNK_STATUS: Final = 5
+_CHUNK_ERROR: Final = 1 << 15
+_SIMPLE_REPLY: Final = 0x7FFF  # ours: no chunk type, and never right as the answer to a read
+_MAX_ERROR_CHUNK: Final = 64 * KiB
+# "base:allocation" metadata context: bit 1 says that the range reads as zeros.
+_CONTEXT: Final = b"base:allocation"
+_STATE_ZERO: Final = 2
+# A server must take 32 MiB in a read or write ("Block size constraints"); status and zeroing take
+# any 32-bit length, of which we use a part that is a multiple of every alignment.
+_MAX_PAYLOAD: Final = 32 * MiB
+_MAX_LENGTH: Final = 2 * GiB
+# How a long read is cut so that the server works on several parts at once.
+_PIECE: Final = 512 * KiB
+_PIPELINE: Final = 16
+
+
+@dataclass(slots=True)
+class _Read:
+    """A read that is under way."""
+
+    offset: int
+    buffer: memoryview
+    missing: int = field(init=False)
+    """Bytes that did not come yet."""
+
+    def __post_init__(self) -> None:
+        self.missing = len(self.buffer)
+
+
+class NbdConnection:
+    """A negotiated connection. After an error other than one the server reported it is `broken`."""
+
+    def __init__(self, path: Path, export: str, *, timeout_s: float) -> None:
+        """Connect to the unix socket *path* and enter *export*.
+
+        Raises:
+            TemporaryError: nobody answers in time.
+            SourceError: the server breaks the protocol, or does not have the export.
+        """
+        self._where = f"NBD server {path}, export {export!r}"
+        self.broken = False
+        self.size = 0
+        self._flags = 0
+        self._cookie = 0
+        self._knows_holes = False
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(timeout_s)
+            self._connect(path)
+            self._negotiate(export.encode())
+        except BaseException:
+            self._socket.close()
+            raise
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the export takes writes."""
+        return not self._flags & _READ_ONLY
+
+    @property
+    def knows_holes(self) -> bool:
+        """Whether the server answers `status`."""
+        return self._knows_holes
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill *buffer* from *offset*; several parts are under way at once."""
+        waiting: dict[int, _Read] = {}
+        sent = 0
+        while sent < len(buffer) or waiting:
+            if sent < len(buffer) and len(waiting) < _PIPELINE:
+                part = buffer[sent : sent + _PIECE]
+                waiting[self._send(_READ, offset + sent, len(part))] = _Read(offset + sent, part)
+                sent += len(part)
+            else:
+                self._receive_read(waiting)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write all of *data*."""
+        for start in range(0, len(data), _MAX_PAYLOAD):
+            part = data[start : start + _MAX_PAYLOAD]
+            self._finish(self._send(_WRITE, offset + start, len(part), part), "write", offset + start)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros; the server may deallocate it."""
+        while length > 0:
+            part = min(length, _MAX_LENGTH)
+            if self._flags & _CAN_WRITE_ZEROES:
+                self._finish(self._send(_WRITE_ZEROES, offset, part), "zero", offset)
+            else:
+                part = min(part, MiB)
+                self.write(offset, memoryview(bytes(part)))
+            offset, length = offset + part, length - part
+
+    def trim(self, offset: int, length: int) -> None:
+        """Tell the server that the range is not needed; what it reads as afterwards is open."""
+        self._finish(self._send(_TRIM, offset, length), "trim", offset)
+
+    def flush(self) -> None:
+        """Return when everything written is on stable storage."""
+        if self._flags & _CAN_FLUSH:
+            self._finish(self._send(_FLUSH, 0, 0), "flush", 0)
+
+    def status(self, offset: int, length: int) -> list[tuple[Extent, bool]]:
+        """Return the server's extents from *offset* on, each with whether it may hold data.
+
+        They may cover less than was asked, but never nothing; the last is cut where it is too long.
+        """
+        cookie = self._send(_BLOCK_STATUS, offset, min(length, _MAX_LENGTH))
+        found: list[tuple[Extent, bool]] = []
+        done = False
+        while not done:
+            done, kind, payload = self._receive_chunk(cookie)
+            if kind == _CHUNK_STATUS:
+                found = self._extents(offset, length, payload)
+        if not found:
+            raise self._broken(f"answered the block status at byte {offset} with nothing")
+        return found
+
+    def close(self) -> None:
+        """Say good-bye and let go."""
+        if self._socket.fileno() < 0:
+            return
+        if not self.broken:
+            try:
+                self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _DISCONNECT, 0, 0, 0))
+            except OSError:
+                self.broken = True  # it is gone already, which is what we want
+        self._socket.close()
+
+    # --- negotiation -------------------------------------------------------------------------
+
+    def _connect(self, path: Path) -> None:
+        try:
+            self._socket.connect(os.fspath(path))
+        except OSError as error:
+            raise TemporaryError(f"{self._where}: cannot connect: {error}") from error
+
+    def _negotiate(self, export: bytes) -> None:
+        magic, option, flags = struct.unpack(">8s8sH", self._receive(18))
+        if magic != _MAGIC or option != _OPTION_MAGIC or not flags & _FIXED_NEWSTYLE:
+            raise self._broken(f"greeted with {(magic + option)!r}, expected fixed newstyle NBD")
+        self._send_all(struct.pack(">I", _FIXED_NEWSTYLE | flags & _NO_ZEROES))
+        if self._option(_OPT_STRUCTURED_REPLY, b"") is None:
+            raise SourceError(f"{self._where}: the server cannot do structured replies, which vmkeep needs")
+        query = struct.pack(">I", len(export)) + export + struct.pack(">II", 1, len(_CONTEXT)) + _CONTEXT
+        replies = self._option(_OPT_SET_META_CONTEXT, query) or []
+        self._knows_holes = any(kind == _REP_META_CONTEXT and body[4:] == _CONTEXT for kind, body in replies)
+        information = self._option(_OPT_GO, struct.pack(">I", len(export)) + export + struct.pack(">H", 0))
+        if information is None:
+            raise SourceError(f"{self._where}: the server does not have this export")
+        for kind, body in information:
+            if kind == _REP_INFO and len(body) == 12 and struct.unpack_from(">H", body)[0] == _INFO_EXPORT:
+                self.size, self._flags = struct.unpack_from(">QH", body, 2)
+                return
+        raise self._broken("did not say how large the export is")
+
+    def _option(self, option: int, data: bytes) -> list[tuple[int, bytes]] | None:
+        """Return the replies before the acknowledgement, or None when the server declines."""
+        self._send_all(_OPTION_MAGIC + struct.pack(">II", option, len(data)) + data)
+        replies: list[tuple[int, bytes]] = []
+        while True:
+            magic, echoed, kind, length = struct.unpack(">QIII", self._receive(20))
+            if magic != _OPTION_REPLY_MAGIC or echoed != option or length > _MAX_OPTION_REPLY:
+                raise self._broken(
+                    f"answered option {option} with {magic:#x}, option {echoed}, {length} bytes"
+                )
+            body = self._receive(length)
+            if kind & _REP_ERROR:
+                return None
+            if kind == _REP_ACK:
+                return replies
+            replies.append((kind, body))
+
+    # --- transmission ------------------------------------------------------------------------
+
+    def _send(self, command: int, offset: int, length: int, payload: memoryview | None = None) -> int:
+        self._cookie += 1
+        self._send_all(_REQUEST.pack(_REQUEST_MAGIC, 0, command, self._cookie, offset, length))
+        if payload is not None:
+            self._send_all(payload)
+        return self._cookie
+
+    def _receive_read(self, waiting: dict[int, _Read]) -> None:
+        """Take one chunk of one of the *waiting* reads; remove the read when it is done."""
+        flags, kind, cookie, length = self._receive_header()
+        read = waiting.get(cookie)
+        if read is None:
+            raise self._broken(f"answered request {cookie}, which was not sent")
+        if kind == _CHUNK_DATA and length >= 8:
+            (start,) = struct.unpack(">Q", self._receive(8))
+            self._receive_into(self._part(read, start, length - 8))
+        elif kind == _CHUNK_HOLE and length == 12:
+            start, size = struct.unpack(">QI", self._receive(12))
+            part = self._part(read, start, size)
+            part[:] = bytes(len(part))
+        elif kind & _CHUNK_ERROR:
+            self._refuse(length, "read", read.offset)
+        elif kind != _CHUNK_NONE or length:
+            raise self._broken(f"answered a read with reply type {kind} of {length} bytes")
+        if flags & _DONE:
+            if read.missing:
+                raise self._broken(f"left out {read.missing} bytes of the read at byte {read.offset}")
+            del waiting[cookie]
+
+    def _part(self, read: _Read, start: int, length: int) -> memoryview:
+        """Return where the bytes from *start* belong; the parts of a read may not overlap."""
+        at = start - read.offset
+        if not 0 <= at <= at + length <= len(read.buffer) or length > read.missing:
+            raise self._broken(f"answered bytes {start} to {start + length}, which were not asked for")
+        read.missing -= length
+        return read.buffer[at : at + length]
+
+    def _finish(self, cookie: int, verb: str, offset: int) -> None:
+        """Wait for the reply of a request that returns nothing."""
+        done = False
+        while not done:
+            flags, kind, echoed, length = self._receive_header()
+            if echoed != cookie:
+                raise self._broken(f"answered request {echoed}, expected {cookie}")
+            if kind & _CHUNK_ERROR:
+                self._refuse(length, verb, offset)
+            self._receive(length)
+            done = bool(flags & _DONE)
+
+    def _receive_chunk(self, cookie: int) -> tuple[bool, int, bytes]:
+        flags, kind, echoed, length = self._receive_header()
+        if echoed != cookie or length > _MAX_PAYLOAD:
+            raise self._broken(f"answered request {echoed} with {length} bytes, expected {cookie}")
+        if kind & _CHUNK_ERROR:
+            self._refuse(length, "block status", 0)
+        return bool(flags & _DONE), kind, self._receive(length)
+
+    def _extents(self, offset: int, length: int, payload: bytes) -> list[tuple[Extent, bool]]:
+        if len(payload) < 12 or len(payload) % 8 != 4:
+            raise self._broken(f"sent a block status of {len(payload)} bytes")
+        found = []
+        end = offset + length
+        for size, state in struct.iter_unpack(">II", payload[4:]):
+            if size == 0 or offset >= end:
+                break
+            found.append((Extent(offset, min(size, end - offset)), not state & _STATE_ZERO))
+            offset += size
+        return found
+
+    def _receive_header(self) -> tuple[int, int, int, int]:
+        """Return flags, kind, cookie and payload length; simple replies look like structured ones."""
+        (magic,) = struct.unpack(">I", self._receive(4))
+        if magic == _CHUNK_MAGIC:
+            flags, kind, cookie, length = _CHUNK.unpack(self._receive(_CHUNK.size))
+            return flags, kind, cookie, length
+        if magic == _SIMPLE_MAGIC:
+            code, cookie = struct.unpack(">IQ", self._receive(12))
+            if code:
+                raise self._failed(code, f"failed request {cookie}")
+            return _DONE, _SIMPLE_REPLY, cookie, 0
+        raise self._broken(f"sent {magic:#010x} where a reply should begin")
+
+    def _refuse(self, length: int, verb: str, offset: int) -> None:
+        """Raise the error that an error chunk of *length* bytes carries."""
+        if not 6 <= length <= _MAX_ERROR_CHUNK:
+            raise self._broken(f"sent an error chunk of {length} bytes")
+        body = self._receive(length)
+        code, words = struct.unpack_from(">IH", body)
+        text = body[6 : 6 + words].decode("utf-8", "replace")
+        raise self._failed(code, f"{verb} at byte {offset} failed{': ' + text if text else ''}")
+
+    def _failed(self, code: int, text: str) -> SourceError:
+        # Other requests of the pipeline may still be under way: the stream is of no more use.
+        self.broken = True
+        return SourceError(f"{self._where}: {text} ({os.strerror(code)})")
+
+    def _broken(self, text: str) -> SourceError:
+        self.broken = True
+        return SourceError(f"{self._where} {text}: it breaks the protocol")
+
+    # --- bytes -------------------------------------------------------------------------------
+
+    def _send_all(self, data: bytes | memoryview) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise self._lost(error) from error
+
+    def _receive(self, length: int) -> bytes:
+        buffer = bytearray(length)
+        self._receive_into(memoryview(buffer))
+        return bytes(buffer)
+
+    def _receive_into(self, buffer: memoryview) -> None:
+        done = 0
+        while done < len(buffer):
+            try:
+                count = self._socket.recv_into(buffer[done:])
+            except OSError as error:
+                raise self._lost(error) from error
+            if count == 0:
+                raise self._lost("it closed the connection")
+            done += count
+
+    def _lost(self, why: object) -> TemporaryError:
+        self.broken = True
+        return TemporaryError(f"{self._where}: the connection was lost: {why}")
+
+
+def data_extents(connection: NbdConnection, size: int) -> Iterator[Extent]:
+    """Yield the ranges of an export that may hold data, in order and merged."""
+    if not connection.knows_holes:
+        if size:
+            yield Extent(0, size)
+        return
+    offset = 0
+    pending: Extent | None = None
+    while offset < size:
+        for extent, has_data in connection.status(offset, size - offset):
+            offset = extent.end
+            if has_data and pending is not None and pending.end == extent.start:
+                pending = Extent(pending.start, pending.length + extent.length)
+            elif has_data:
+                if pending is not None:
+                    yield pending
+                pending = extent
+    if pending is not None:
+        yield pending

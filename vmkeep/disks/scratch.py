@@ -1,0 +1,140 @@
+"""Private working folders, and the removal of what killed processes left in them.
+
+A folder's name says who owns it: ``vmkeep-<pid>-<start of the process>-<random>``. Daemons write
+their process id to ``*.pid`` inside it, and mounts lie below it. When the owner was killed, the next
+vmkeep on the machine unmounts, ends and removes exactly that, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.disks import tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_NAME: Final = re.compile(r"vmkeep-(\d+)-(\d+)-\w+")
+_END_S: Final = 5.0
+
+
+@contextlib.contextmanager
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Make a private folder (mode 0700); everything in it is ended and removed at the end.
+
+    Args:
+        parent: Where; by default the folder for temporary files. Keep it short: sockets lie in it.
+    """
+    where = parent or Path(tempfile.gettempdir())
+    pid = os.getpid()
+    folder = Path(tempfile.mkdtemp(prefix=f"vmkeep-{pid}-{_started(pid)}-", dir=where))
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+
+
+def reap(parent: Path | None = None) -> list[Path]:
+    """Remove the folders of dead owners, with their mounts and daemons; return which."""
+    where = parent or Path(tempfile.gettempdir())
+    removed = []
+    for folder in sorted(where.glob("vmkeep-*-*-*")):
+        match = _NAME.fullmatch(folder.name)
+        # Only our own: another user's folders are theirs to clean.
+        if match is None or folder.lstat().st_uid != os.geteuid() or not folder.is_dir():
+            continue
+        if owner_is_alive(match[1], match[2]):
+            continue
+        _remove(folder)
+        removed.append(folder)
+    return removed
+
+
+def owner_mark() -> str:
+    """Return the mark of this process that `owner_is_alive` understands: ``<pid>-<start>``."""
+    return f"{os.getpid()}-{_started(os.getpid())}"
+
+
+def owner_is_alive(pid: str, started: str) -> bool:
+    """Tell whether the process still runs; its start time rules out a reused id."""
+    return _started(int(pid)) == int(started)
+
+
+def _started(pid: int) -> int:
+    """Return the start of a process in clock ticks since boot, or 0 when there is none.
+
+    See: proc(5), /proc/pid/stat, field 22; the name in field 2 may hold anything, also blanks.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError):
+        return 0
+
+
+def mounts_below(folder: Path) -> list[Path]:
+    """Return the mount points inside *folder*, the deepest first."""
+    # mountinfo writes blanks and control characters as three octal digits.
+    inside = []
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        point = re.sub(rb"\\(\d{3})", lambda code: bytes([int(code[1], 8)]), line.split()[4])
+        path = Path(os.fsdecode(point))
+        if path.is_relative_to(folder):
+            inside.append(path)
+    return sorted(inside, key=lambda path: len(path.parts), reverse=True)
+
+
+def unmount(point: Path, *, lazy: bool = False) -> None:
+    """Unmount; a lazy one always succeeds and lets go once nothing uses it any more.
+
+    Raises:
+        SourceError: it is busy.
+    """
+    if os.geteuid() == 0:
+        tools.run("umount", *(["-l"] if lazy else []), str(point), timeout_s=60)
+    else:
+        tools.run("fusermount3", "-u", *(["-z"] if lazy else []), str(point), timeout_s=60)
+
+
+def end(process: subprocess.Popen[bytes], *, timeout_s: float = _END_S) -> int:
+    """End a child: ask it, then kill it; return its exit code."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        return process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _remove(folder: Path) -> None:
+    for point in mounts_below(folder):
+        with contextlib.suppress(Exception):  # one that went away by itself between list and call
+            unmount(point, lazy=True)
+    for file in folder.glob("*.pid"):
+        _end_orphan(file, folder)
+    if mounts_below(folder):
+        return  # removing would reach into a guest's files; the next reaping tries again
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end_orphan(file: Path, folder: Path) -> None:
+    """End a daemon that *file* names, if it is the one that was started for *folder*."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(file.read_text())
+        deadline = time.monotonic() + _END_S
+        how = signal.SIGTERM
+        # A dead process that nobody waited for has no command line any more.
+        while os.fsencode(folder.name) in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, how)
+            time.sleep(0.01)
+            if time.monotonic() > deadline:
+                how = signal.SIGKILL

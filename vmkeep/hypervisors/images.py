@@ -1,0 +1,271 @@
+"""VMs as folders of disk images, powered off: no daemon, no hypervisor needed.
+
+<path>/<vm>/vm.json                      the definition
+<path>/<vm>/<disk>.<format>              its disks
+<path>/<vm>/.<disk>.restoring.<format>   a disk that is being restored, not in place yet
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.disks import fingerprint, images, journal, locking, qemu_img, scratch
+from vmkeep.disks.device import Image
+from vmkeep.errors import InputError, SourceError, UnsupportedError
+from vmkeep.hypervisors import definition as definitions
+from vmkeep.hypervisors import reconcile
+from vmkeep.hypervisors.base import Change, DiskState, MachineState, Snapshot
+from vmkeep.hypervisors.definition import Definition, DiskFile
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmkeep.disks.device import DiskSource, DiskTarget
+    from vmkeep.fleet.model import VM
+
+_FORMATS: Final = {"qcow2": "qcow2", "raw": "raw", "img": "raw", "vmdk": "vmdk", "vhdx": "vhdx"}
+"""Format by extension, for images that no definition names."""
+
+
+class ImagesHypervisor:
+    """The VMs in one folder. Every call may be repeated; a disk goes only when another takes its place."""
+
+    driver: Final = "images"
+    can_start: Final = False
+
+    def __init__(self, name: str, path: Path) -> None:
+        """Use the folder *path*; it need not exist yet."""
+        self.name = name
+        self._path = path
+
+    def unsupported(self, name: str, vm: VM) -> Sequence[str]:
+        """Return one sentence for each declared thing that needs a running VM or a real hypervisor."""
+        return [
+            f"VM {name}: {what} is not supported by driver images (hypervisor {self.name}): {advice}"
+            for what, advice in reconcile.unsupported(vm)
+        ]
+
+    def exists(self, name: str) -> bool:
+        """Tell whether the VM's folder holds a definition or an image."""
+        return any(
+            path.name == definitions.FILE or (path.suffix[1:] in _FORMATS and path.name[0] != ".")
+            for path in self._folder(name).glob("*")
+        )
+
+    def configure(self, name: str, vm: VM, *, apply: bool) -> Sequence[Change]:
+        """Return the differences between declared and actual; carry them out if *apply*."""
+        if vm.iso is not None and not (self._path / vm.iso).is_file():
+            raise InputError(f"VM {name}: iso {vm.iso!r} is not a file in {self._path}")
+        folder = self._folder(name)
+        if not apply:
+            return self._compare(name, vm)[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        with journal.exclusive(folder):
+            changes, wanted = self._compare(name, vm)
+            for disk in wanted.disks:
+                _make(folder, disk, what=f"VM {name}: disk {disk.name}")
+            if definitions.read(folder) != wanted:
+                definitions.write(folder, wanted)
+        return [Change(change.what, change.actual, change.declared, applied=True) for change in changes]
+
+    def snapshot(self, group: str, vms: Mapping[str, VM]) -> Snapshot:
+        """Record what the images of all *vms* are at one moment, in which none of them runs."""
+        scratch.reap()
+        machines = {}
+        with contextlib.ExitStack() as locks:
+            found = {name: self._declared_disks(name, vm) for name, vm in vms.items()}
+            for name, (_, disks) in found.items():
+                for disk in disks:
+                    path = self._folder(name) / disk.file
+                    locks.enter_context(locking.locked(path, what=f"VM {name}: disk {disk.name} ({path})"))
+            # None of them can be started now: this is the moment.
+            taken = datetime.now(UTC).isoformat(timespec="milliseconds")
+            for name, (definition, disks) in found.items():
+                states = tuple(self._state(name, disk) for disk in disks)
+                machines[name] = MachineState(name, definition.to_json(), states)
+        return Snapshot(group, taken, "powered-off", machines)
+
+    def open_disk(self, machine: MachineState, disk: str) -> DiskSource:
+        """Open a disk as it was at the snapshot."""
+        state = next((state for state in machine.disks if state.name == disk), None)
+        if state is None:
+            raise InputError(f"VM {machine.vm}: disk {disk} is not in the snapshot")
+        what = f"VM {machine.vm}: disk {disk}"
+        return images.ImageSource(Path(state.path), state.format, what=what, expected=state.fingerprint)
+
+    def release(self, snapshot: Snapshot) -> None:
+        """Do nothing: a snapshot of powered-off images is only a record."""
+
+    def create(self, name: str, definition: str, *, overwrite: bool) -> None:
+        """Write the VM's definition, for a restore; disks that are there stay as they are."""
+        captured = definitions.parse(definition, where=f"the captured definition of VM {name}")
+        if captured.name != name:
+            captured = captured.renamed(name)
+        folder = self._folder(name)
+        if self.exists(name) and not overwrite:
+            raise InputError(
+                f"VM {name} exists already in {folder}: say overwrite, or restore under another name"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with journal.exclusive(folder):
+            for image in self.images(name):
+                with locking.locked(
+                    image.path, what=f"VM {name}: disk {image.disk} ({image.path})", write=True
+                ):
+                    pass  # it does not run
+            before = definitions.read(folder)
+            for disk in before.disks if before else ():
+                if (folder / disk.file).exists():
+                    captured = captured.with_disk(disk)
+            definitions.write(folder, captured)
+
+    def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
+        """Open a new image beside the one of that name, which it replaces in `commit_disks`."""
+        if format not in qemu_img.FORMATS:
+            raise InputError(
+                f"VM {name}: disk {disk}: format {format!r} is none of {', '.join(qemu_img.FORMATS)}"
+            )
+        folder = self._folder(name)
+        what = f"VM {name}: disk {disk}"
+        for old in self._restoring(name, disk):
+            with locking.locked(old, what=f"{what}: {old}", write=True):
+                old.unlink()  # a restore before this one was interrupted
+        return images.ImageTarget(folder / f".{disk}.restoring.{format}", format, size=size, what=what)
+
+    def commit_disks(self, name: str, disks: Sequence[str]) -> None:
+        """Put the disks written through `create_disk` in place, all or none."""
+        folder = self._folder(name)
+        with journal.exclusive(folder) as changes, contextlib.ExitStack() as locks:
+            definition = definitions.read(folder)
+            if definition is None:
+                raise SourceError(f"VM {name}: {folder / definitions.FILE} is missing; create the VM first")
+            renames, removals = {}, []
+            for disk in disks:
+                new = self._restored(name, disk)
+                old = definition.disk(disk)
+                if old is not None and (folder / old.file).exists():
+                    what = f"VM {name}: disk {disk} ({folder / old.file})"
+                    locks.enter_context(locking.locked(folder / old.file, what=what, write=True))
+                    if old.file != new.file:
+                        removals.append(old.file)
+                renames[f".{disk}.restoring.{new.format}"] = new.file
+                definition = definition.with_disk(new)
+            journal.write_file(folder / ".vm.restoring.json", definition.to_json())
+            renames[".vm.restoring.json"] = definitions.FILE
+            changes.carry_out(renames=renames, removals=removals)
+
+    def images(self, name: str) -> Sequence[Image]:
+        """Return the images of the VM's disks, in the order of its definition."""
+        folder = self._folder(name)
+        definition = definitions.read(folder)
+        return [
+            Image(disk.name, folder / disk.file, disk.format)
+            for disk in (definition.disks if definition else ())
+            if (folder / disk.file).exists()
+        ]
+
+    def start(self, name: str) -> None:
+        """Raise: images alone cannot run."""
+        raise UnsupportedError(
+            f"VM {name}: starting is not supported by driver images (hypervisor {self.name})"
+        )
+
+    def stop(self, name: str) -> None:
+        """Raise: images alone cannot run."""
+        raise UnsupportedError(
+            f"VM {name}: stopping is not supported by driver images (hypervisor {self.name})"
+        )
+
+    # --- inside ------------------------------------------------------------------------------
+
+    def _folder(self, name: str) -> Path:
+        return self._path / name
+
+    def _compare(self, name: str, vm: VM) -> tuple[list[Change], Definition]:
+        actual = self._actual(name, vm)
+        wanted = definitions.declared(name, vm, actual=actual, disks=reconcile.wanted_disks(vm, actual))
+        return reconcile.differences(name, vm, actual, wanted), wanted
+
+    def _actual(self, name: str, vm: VM) -> Definition | None:
+        """Return the VM as it is: its definition, or one made up for the images found; sizes are true."""
+        folder = self._folder(name)
+        written = definitions.read(folder)
+        if written is None:
+            disks = [found for disk in vm.disks if (found := _adopted(folder, disk.name, disk.format))]
+            if not disks:
+                return None
+            # Nothing but its disks is known: the rest shows up as what is declared.
+            written = definitions.declared(name, vm, actual=None, disks=tuple(disks))
+        present = []
+        for disk in written.disks:
+            path = folder / disk.file
+            if path.exists():
+                shape = images.inspect(path, disk.format, what=f"VM {name}: disk {disk.name}")
+                present.append(disk.model_copy(update={"size": shape.size}))
+        return written.model_copy(update={"disks": tuple(present)})
+
+    def _declared_disks(self, name: str, vm: VM) -> tuple[Definition, list[DiskFile]]:
+        folder = self._folder(name)
+        if not folder.is_dir():
+            raise SourceError(f"VM {name}: {folder} does not exist; `vmkeep configure` creates it")
+        journal.finish(folder)
+        actual = self._actual(name, vm)
+        missing = [disk.name for disk in vm.disks if actual is None or actual.disk(disk.name) is None]
+        if actual is None or missing:
+            which = ", ".join(missing) or "none is declared"
+            raise SourceError(
+                f"VM {name}: no image in {folder} for disk {which}; `vmkeep configure` creates them"
+            )
+        return actual, [disk for config in vm.disks if (disk := actual.disk(config.name))]
+
+    def _state(self, name: str, disk: DiskFile) -> DiskState:
+        path = self._folder(name) / disk.file
+        shape = images.inspect(path, disk.format, what=f"VM {name}: disk {disk.name}")
+        return DiskState(
+            disk.name,
+            str(path),
+            disk.format,
+            shape.size,
+            shape.allocated,
+            fingerprint.fingerprint(shape.files),
+        )
+
+    def _restoring(self, name: str, disk: str) -> list[Path]:
+        names = [self._folder(name) / f".{disk}.restoring.{format}" for format in qemu_img.FORMATS]
+        return [path for path in names if path.exists()]
+
+    def _restored(self, name: str, disk: str) -> DiskFile:
+        found = self._restoring(name, disk)
+        if len(found) != 1:
+            raise SourceError(f"VM {name}: disk {disk} was not restored: nothing to put in place")
+        format = found[0].suffix[1:]
+        shape = images.inspect(found[0], format, what=f"VM {name}: disk {disk}")
+        return DiskFile.model_validate(
+            {"name": disk, "file": f"{disk}.{format}", "format": format, "size": shape.size}
+        )
+
+
+def _adopted(folder: Path, disk: str, preferred: str) -> DiskFile | None:
+    """Return the image of a disk that no definition names; of several the declared format is taken."""
+    for extension, format in sorted(_FORMATS.items(), key=lambda item: item[1] != preferred):  # noqa: A001
+        if (folder / f"{disk}.{extension}").exists():
+            return DiskFile.model_validate(
+                {"name": disk, "file": f"{disk}.{extension}", "format": format, "size": 0}
+            )
+    return None
+
+
+def _make(folder: Path, disk: DiskFile, *, what: str) -> None:
+    """Create the image, or grow it."""
+    path = folder / disk.file
+    if not path.exists():
+        new = folder / f".{disk.file}.new"
+        new.unlink(missing_ok=True)  # an earlier call was killed
+        images.create(new, disk.format, disk.size)
+        new.replace(path)
+        journal.flush_folder(folder)
+    elif images.inspect(path, disk.format, what=what).size < disk.size:
+        images.grow(path, disk.format, disk.size, what=what)
