@@ -85,8 +85,6 @@ class RestoreContext:
     hypervisor: Hypervisor
     reader: ChunkReader
     scratch: Path
-    kernel_mounts: bool = False
-    """Whether the host's kernel may mount the guest's file systems (see the `images` driver)."""
     folder: Path | None = None
     """Restore files into this folder instead of the VM."""
     paths: tuple[str, ...] = ()

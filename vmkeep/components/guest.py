@@ -1,32 +1,92 @@
-"""The file systems of a powered-off VM, opened when a component first needs them."""
+"""The file systems of a powered-off VM as one tree, put together as the guest itself mounts them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.disks import exports, fingerprint, fstab, journal, mounts, scratch
+from vmkeep.disks.device import Image
+from vmkeep.disks.file_tree import FileTree, show
+from vmkeep.disks.partitions import Partition, read_partitions
+from vmkeep.disks.raw import RawSource
+from vmkeep.errors import SourceError, UnsupportedError, VmkeepError
+from vmkeep.units import MiB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
-    from vmkeep.disks.device import Image
+    from vmkeep.disks.exports import ExportedDisk
+    from vmkeep.hypervisors.base import Hypervisor, MachineState
+
+_ROOT_SIGNS: Final = (b"/etc/fstab", b"/etc/os-release", b"/usr/lib/os-release")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedGuest:
+    """A guest's tree of files, and the disks it is made of."""
+
+    name: str
+    disks: tuple[ExportedDisk, ...]
+    fingerprints: tuple[str, ...]
+    """What the image of each disk was when it was opened."""
+    tree: FileTree
+
+    def check_unchanged(self) -> None:
+        """Compare the images with what they were when they were opened.
+
+        Raises:
+            SourceChangedError: one has changed: what was read from it may not be used.
+        """
+        for disk, mark in zip(self.disks, self.fingerprints, strict=True):
+            _check(self.name, disk, mark)
 
 
 class GuestFiles:
-    """Opens the file systems once for all components of a VM that are saved together."""
+    """Opens the file systems for reading once, for all components of a VM that are saved together.
 
-    def __init__(self, name: str, images: Sequence[Image], *, kernel_mounts: bool = False) -> None:
-        """Remember what to open; nothing is opened yet.
+    Safe to use from several threads; nothing is opened before it is needed.
+    """
 
-        Args:
-            name: The VM, for errors.
-            images: Its disks, in order.
-            kernel_mounts: Let the host's kernel mount what has no user-space driver (needs root).
+    def __init__(self, hypervisor: Hypervisor, machine: MachineState) -> None:
+        """Remember which VM, as it was at its snapshot."""
+        self._kernel_mounts = hypervisor.kernel_mounts
+        self._machine = machine
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
+        self._opened: OpenedGuest | None = None
+
+    def open(self) -> FileTree:
+        """Return the guest's files.
+
+        Raises:
+            UnsupportedError: there is no FUSE here, or a file system cannot be opened.
+            SourceError: an image or file system is damaged, or in use.
+            SourceChangedError: an image is not what it was at the snapshot.
         """
-        self._name, self._images, self._kernel_mounts = name, tuple(images), kernel_mounts
+        with self._lock:
+            if self._opened is None:
+                with contextlib.ExitStack() as stack:
+                    self._opened = stack.enter_context(self._open())
+                    self._stack = stack.pop_all()
+            return self._opened.tree
 
     def close(self) -> None:
-        """Unmount everything; a second call does nothing."""
+        """Unmount everything; a second call does nothing.
+
+        Raises:
+            SourceChangedError: an image changed while it was open.
+        """
+        with self._lock:
+            opened, self._opened = self._opened, None
+            self._stack.close()
+        if opened is not None:
+            opened.check_unchanged()
 
     def __enter__(self) -> Self:
         return self
@@ -34,4 +94,178 @@ class GuestFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            with self._lock:
+                self._opened = None  # the first error says more
         self.close()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[OpenedGuest]:
+        name = self._machine.vm
+        if not all(state.path for state in self._machine.disks):
+            raise UnsupportedError(
+                f"VM {name}: its disks are no files here, so no files can be taken out of them"
+            )
+        with scratch.scratch_folder() as folder:
+            disks = [
+                (Image(state.name, Path(state.path), state.format), folder / f"overlay-{index}.qcow2")
+                for index, state in enumerate(self._machine.disks)
+            ]
+            with _opened(name, disks, folder=folder, kernel_mounts=self._kernel_mounts) as opened:
+                for disk, state in zip(opened.disks, self._machine.disks, strict=True):
+                    _check(name, disk, state.fingerprint)
+                yield opened
+
+
+@contextlib.contextmanager
+def writable(hypervisor: Hypervisor, name: str) -> Iterator[FileTree]:
+    """Open the guest's files for writing; when the block ends, all of it is in the images, or nothing.
+
+    Raises:
+        SourceError: an image is in use or damaged, or the result would be.
+        TemporaryError: another restore into the VM takes too long.
+    """
+    scratch.reap()
+    images = hypervisor.images(name)
+    if not images:
+        raise SourceError(
+            f"VM {name}: it has no images to restore files into; restore its os component first"
+        )
+    with contextlib.ExitStack() as stack:
+        changes = stack.enter_context(journal.exclusive(images[0].path.parent))
+        disks = [(image, image.path.with_name(f".{image.disk}.writing.qcow2")) for image in images]
+        for _, overlay in disks:
+            overlay.unlink(missing_ok=True)  # of a killed restore; nothing of it was decided
+            stack.callback(overlay.unlink, missing_ok=True)
+        folder = stack.enter_context(scratch.scratch_folder())
+        with _opened(
+            name, disks, folder=folder, kernel_mounts=hypervisor.kernel_mounts, verify=True
+        ) as opened:
+            yield opened.tree
+        changes.commit(opened.disks, opened.fingerprints)
+
+
+@contextlib.contextmanager
+def _opened(
+    name: str,
+    disks: Sequence[tuple[Image, Path]],
+    *,
+    folder: Path,
+    kernel_mounts: bool,
+    verify: bool = False,
+) -> Iterator[OpenedGuest]:
+    """Mount the guest's files; *verify* checks the file systems when they are unmounted again."""
+    with exports.exported(disks, folder=folder, what=f"VM {name}") as found:
+        marks = tuple(fingerprint.fingerprint(disk.files) for disk in found)
+        volumes = []
+        for disk in found:
+            with RawSource(disk.path, what=f"VM {name}: disk {disk.image.disk}") as source:
+                volumes.append(read_partitions(source))
+        with contextlib.ExitStack() as stack:
+            assembly = _Assembly(name, found, volumes, folder, stack, kernel_mounts=kernel_mounts)
+            yield OpenedGuest(name, found, marks, assembly.tree())
+        for index, partition in assembly.mounted if verify else ():
+            if partition.filesystem is not None and partition.filesystem.is_ext:
+                what = f"VM {name}: disk {found[index].image.disk}, partition {partition.number}, after the restore"
+                mounts.check_ext(found[index].path, partition, what=what)
+
+
+def _check(name: str, disk: ExportedDisk, mark: str) -> None:
+    what = f"VM {name}: disk {disk.image.disk} ({disk.image.path})"
+    fingerprint.check(disk.files, mark, what=what)
+
+
+class _Assembly:
+    """Mounts what belongs to the tree, each file system once."""
+
+    def __init__(
+        self,
+        name: str,
+        disks: Sequence[ExportedDisk],
+        volumes: Sequence[Sequence[Partition]],
+        folder: Path,
+        stack: contextlib.ExitStack,
+        *,
+        kernel_mounts: bool,
+    ) -> None:
+        self._name, self._disks, self._volumes = name, disks, volumes
+        self._folder, self._stack, self._kernel_mounts = folder, stack, kernel_mounts
+        self._points: dict[tuple[int, Partition], Path] = {}
+
+    @property
+    def mounted(self) -> list[tuple[int, Partition]]:
+        """The index of the disk, and the partition, of each mounted file system."""
+        return list(self._points)
+
+    def tree(self) -> FileTree:
+        """Find the root file system and mount the others below it, as the guest's /etc/fstab says."""
+        root = FileTree(self._root())
+        table = root.read(b"/etc/fstab", most=MiB) or b""
+        found: dict[tuple[bytes, ...], Path] = {}
+        blocked: dict[tuple[bytes, ...], VmkeepError] = {}
+        for mount in fstab.parse(table):
+            place = fstab.find(mount.source, self._volumes)
+            if not mount.point:
+                continue
+            where = f"VM {self._name}: {show(mount.point)}"
+            if place is None:
+                blocked[mount.point] = SourceError(
+                    f"{where}: its {mount.source} is on none of the VM's disks"
+                )
+                continue
+            try:
+                found[mount.point] = self._mount(*place)
+            except UnsupportedError as error:
+                blocked[mount.point] = UnsupportedError(f"{where}: {error}")
+        return FileTree(root.root, mounts=found, blocked=blocked)
+
+    def _root(self) -> Path:
+        candidates = [
+            (index, partition)
+            for index, partitions in enumerate(self._volumes)
+            for partition in partitions
+            if mounts.mountable(partition, kernel_mounts=self._kernel_mounts)
+        ]
+        for place in candidates:
+            point = self._mount(*place)
+            if any(FileTree(point).read(sign, most=1) is not None for sign in _ROOT_SIGNS):
+                return point
+        if len(candidates) == 1 and not self._refused():
+            return self._mount(*candidates[0])
+        raise self._no_root(len(candidates))
+
+    def _no_root(self, candidates: int) -> VmkeepError:
+        refused = self._refused()
+        where = f"VM {self._name}"
+        if refused:
+            return UnsupportedError(f"{where}: {mounts.refusal(refused[0])}")
+        if candidates:
+            return SourceError(
+                f"{where}: none of its {candidates} file systems has an /etc: which is the root?"
+            )
+        return SourceError(f"{where}: there is no file system on its disks")
+
+    def _refused(self) -> list[Partition]:
+        """Return the file systems that only the kernel, or nobody, could open."""
+        return [
+            partition
+            for partitions in self._volumes
+            for partition in partitions
+            if partition.filesystem is not None
+            and partition.filesystem.kind not in {"swap", "vfat"}
+            and not mounts.mountable(partition, kernel_mounts=self._kernel_mounts)
+        ]
+
+    def _mount(self, index: int, partition: Partition) -> Path:
+        key = (index, partition)
+        if key not in self._points:
+            point = self._folder / f"mount-{index}-{partition.number}"
+            disk = self._disks[index]
+            try:
+                self._stack.enter_context(
+                    mounts.mounted(disk.path, partition, point, kernel_mounts=self._kernel_mounts)
+                )
+            except (UnsupportedError, SourceError) as error:
+                raise type(error)(f"disk {disk.image.disk}, partition {partition.number}: {error}") from error
+            self._points[key] = point
+        return self._points[key]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmkeep.components.applications import Application
+from vmkeep.components.databases.postgresql import Postgresql
+from vmkeep.components.databases.sqlite import Sqlite
+from vmkeep.components.filesystems import FileSystem
 from vmkeep.components.os import OperatingSystem
-from vmkeep.errors import InputError
+from vmkeep.errors import InputError, UnsupportedError
 from vmkeep.fleet.model import Kind
 
 if TYPE_CHECKING:
     from vmkeep.components.base import Component
-    from vmkeep.fleet.model import VM
+    from vmkeep.fleet.model import VM, DatabaseComponent
 
 
 def open_component(name: str, vm: VM, component: str) -> Component:
@@ -18,8 +22,27 @@ def open_component(name: str, vm: VM, component: str) -> Component:
 
     Raises:
         InputError: the VM does not declare it.
+        UnsupportedError: nothing can save it.
     """
+    kind, _, key = component.partition(".")
     declared = vm.components
     if component == Kind.OS and declared.os is not None:
         return OperatingSystem(declared.os)
+    if kind == Kind.FILESYSTEMS and key in declared.filesystems:
+        return FileSystem(declared.filesystems[key])
+    if kind == Kind.APPLICATIONS and key in declared.applications:
+        return Application(declared.applications[key])
+    if kind == Kind.DATABASES and key in declared.databases:
+        return _database(name, component, declared.databases[key])
     raise InputError(f"VM {name} has no component {component}")
+
+
+def _database(name: str, component: str, config: DatabaseComponent) -> Component:
+    if config.engine == "sqlite":
+        return Sqlite(config)
+    if config.engine == "postgresql":
+        return Postgresql(config)
+    raise UnsupportedError(
+        f"VM {name}: {component}: engine {config.engine} is not supported by driver images; "
+        "back its disk up whole (component os)"
+    )

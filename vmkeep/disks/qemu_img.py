@@ -88,6 +88,14 @@ def commit(overlay: Path) -> None:
     tools.run("qemu-img", "commit", "-q", "-d", "-f", "qcow2", str(overlay), timeout_s=_LONG_S)
 
 
+def rebase(overlay: Path, backing: Path, format: str) -> None:  # noqa: A002
+    """Tell *overlay* (qcow2) that its backing file is called *backing* now; its content is not touched."""
+    tools.run(
+        "qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", format, "-b", str(backing.resolve()), str(overlay),
+        timeout_s=_QUICK_S,
+    )  # fmt: skip
+
+
 def translated(error: SourceError, what: str) -> SourceError:
     """Return what a failed QEMU tool means for the operator."""
     if _LOCKED in str(error):

@@ -73,6 +73,10 @@ class Hypervisor(Protocol):
     def can_start(self) -> bool:
         """Whether VMs can be powered on through it."""
 
+    @property
+    def kernel_mounts(self) -> bool:
+        """Whether this host's kernel may mount the guests' file systems, which are untrusted input."""
+
     def unsupported(self, name: str, vm: VM) -> Sequence[str]:
         """Return one sentence for each declared thing that this driver cannot do."""
 

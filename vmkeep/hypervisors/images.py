@@ -36,9 +36,10 @@ class ImagesHypervisor:
     driver: Final = "images"
     can_start: Final = False
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Path, *, kernel_mounts: bool = False) -> None:
         """Use the folder *path*; it need not exist yet."""
         self.name = name
+        self.kernel_mounts = kernel_mounts
         self._path = path
 
     def unsupported(self, name: str, vm: VM) -> Sequence[str]:
@@ -155,7 +156,7 @@ class ImagesHypervisor:
                 definition = definition.with_disk(new)
             journal.write_file(folder / ".vm.restoring.json", definition.to_json())
             renames[".vm.restoring.json"] = definitions.FILE
-            changes.carry_out(renames=renames, removals=removals)
+            changes.replace(renames, removals=removals)
 
     def images(self, name: str) -> Sequence[Image]:
         """Return the images of the VM's disks, in the order of its definition."""
@@ -187,7 +188,8 @@ class ImagesHypervisor:
     def _compare(self, name: str, vm: VM) -> tuple[list[Change], Definition]:
         actual = self._actual(name, vm)
         wanted = definitions.declared(name, vm, actual=actual, disks=reconcile.wanted_disks(vm, actual))
-        return reconcile.differences(name, vm, actual, wanted), wanted
+        adopted = actual is not None and definitions.read(self._folder(name)) is None
+        return reconcile.differences(name, vm, actual, wanted, adopted=adopted), wanted
 
     def _actual(self, name: str, vm: VM) -> Definition | None:
         """Return the VM as it is: its definition, or one made up for the images found; sizes are true."""
@@ -234,26 +236,26 @@ class ImagesHypervisor:
         )
 
     def _restoring(self, name: str, disk: str) -> list[Path]:
-        names = [self._folder(name) / f".{disk}.restoring.{format}" for format in qemu_img.FORMATS]
+        names = [self._folder(name) / f".{disk}.restoring.{ending}" for ending in qemu_img.FORMATS]
         return [path for path in names if path.exists()]
 
     def _restored(self, name: str, disk: str) -> DiskFile:
         found = self._restoring(name, disk)
         if len(found) != 1:
             raise SourceError(f"VM {name}: disk {disk} was not restored: nothing to put in place")
-        format = found[0].suffix[1:]
-        shape = images.inspect(found[0], format, what=f"VM {name}: disk {disk}")
+        image_format = found[0].suffix[1:]
+        shape = images.inspect(found[0], image_format, what=f"VM {name}: disk {disk}")
         return DiskFile.model_validate(
-            {"name": disk, "file": f"{disk}.{format}", "format": format, "size": shape.size}
+            {"name": disk, "file": f"{disk}.{image_format}", "format": image_format, "size": shape.size}
         )
 
 
 def _adopted(folder: Path, disk: str, preferred: str) -> DiskFile | None:
     """Return the image of a disk that no definition names; of several the declared format is taken."""
-    for extension, format in sorted(_FORMATS.items(), key=lambda item: item[1] != preferred):  # noqa: A001
+    for extension, image_format in sorted(_FORMATS.items(), key=lambda item: item[1] != preferred):
         if (folder / f"{disk}.{extension}").exists():
             return DiskFile.model_validate(
-                {"name": disk, "file": f"{disk}.{extension}", "format": format, "size": 0}
+                {"name": disk, "file": f"{disk}.{extension}", "format": image_format, "size": 0}
             )
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
 from vmkeep.errors import UnsupportedError
@@ -11,6 +10,8 @@ from vmkeep.fleet.model import LibvirtHypervisor, VsphereHypervisor
 from vmkeep.hypervisors.images import ImagesHypervisor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vmkeep.fleet.model import HypervisorConfig
     from vmkeep.hypervisors.base import Hypervisor
 
@@ -26,7 +27,8 @@ def open_hypervisor(name: str, config: HypervisorConfig, base: Path) -> Hypervis
     """
     match config:
         case ImagesConfig():
-            return ImagesHypervisor(name, (base / Path(config.path).expanduser()).resolve())
+            path = (base / config.path.expanduser()).resolve()
+            return ImagesHypervisor(name, path, kernel_mounts=config.kernel_mounts)
         case LibvirtHypervisor() | VsphereHypervisor():
             raise UnsupportedError(
                 f"hypervisor {name}: driver {config.driver} is not supported by this version of vmkeep; "

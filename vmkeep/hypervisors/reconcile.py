@@ -27,13 +27,20 @@ def wanted_disks(vm: VM, actual: Definition | None) -> tuple[DiskFile, ...]:
     return (*result, *known.values())
 
 
-def differences(name: str, vm: VM, actual: Definition | None, wanted: Definition) -> list[Change]:
+def differences(
+    name: str, vm: VM, actual: Definition | None, wanted: Definition, *, adopted: bool
+) -> list[Change]:
     """Return what has to change.
+
+    Args:
+        adopted: Only the VM's images are there; what else it is was never written down.
 
     Raises:
         InputError: a disk would shrink, or change its format.
     """
     changes = [Change("vm", None, name)] if actual is None else []
+    if adopted:
+        changes.append(Change("definition", None, f"for the images of {name} that are there"))
     for key in ("cpus", "memory", "firmware", "iso", "networks"):
         before = _shown(key, actual) if actual else None
         after = _shown(key, wanted)
@@ -46,25 +53,29 @@ def differences(name: str, vm: VM, actual: Definition | None, wanted: Definition
 
 def unsupported(vm: VM) -> Iterator[tuple[str, str]]:
     """Yield each declared thing that needs a running VM or a real hypervisor, and what to do."""
+    off = "its VMs are powered off; remove it"
     if vm.guest is not None:
-        how = "guest.agent" if vm.guest.agent else "guest.ssh"
-        yield how, "its VMs are powered off; remove it"
+        yield ("guest.agent" if vm.guest.agent else "guest.ssh"), off
+    if vm.placement is not None:
+        yield "placement", "it has no hosts to choose from; remove it"
     for check in vm.health:
         if check.kind != "image":
             yield f"health {check.kind}", "its VMs are powered off; use {image: true}"
     for disk in vm.disks:
         if disk.storage is not None:
             yield f"disks.{disk.name}.storage", "all disks lie in the VM's folder; remove it"
+    yield from _unsupported_components(vm, off)
+
+
+def _unsupported_components(vm: VM, off: str) -> Iterator[tuple[str, str]]:
     for key, database in vm.components.databases.items():
         if database.engine not in {"postgresql", "sqlite"}:
             engine = f"databases.{key}.engine {database.engine}"
             yield engine, "it cannot be saved from a powered-off VM; save its disk"
     for key, application in vm.components.applications.items():
-        for hook in ("pre", "post"):
-            if getattr(application, hook):
-                yield f"applications.{key}.{hook}", "its VMs are powered off; remove it"
-    if vm.placement is not None:
-        yield "placement", "it has no hosts to choose from; remove it"
+        for hook, commands in (("pre", application.pre), ("post", application.post)):
+            if commands:
+                yield f"applications.{key}.{hook}", off
 
 
 def _disk(name: str, declared: DiskConfig, actual: DiskFile | None) -> Iterator[Change]:
