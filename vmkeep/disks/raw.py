@@ -44,10 +44,13 @@ class RawSource:
         """
         self._what = f"{what} ({path})" if what else str(path)
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe must not hang us
         except OSError as error:
             raise SourceError(f"{self._what}: {error.strerror}") from error
         try:
+            mode = os.fstat(self._fd).st_mode
+            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+                raise SourceError(f"{self._what} is neither a file nor a block device")
             locking.lock(self._fd, what=self._what)
             self._size = os.lseek(self._fd, 0, os.SEEK_END)
         except BaseException:

@@ -1,0 +1,32 @@
+"""Every hypervisor driver keeps the contract."""
+
+import pytest
+
+from vmkeep.hypervisors.images import ImagesHypervisor
+from vmkeep.hypervisors.memory import MemoryHypervisor
+from vmkeep.testing.guests import write_into
+from vmkeep.testing.hypervisors import HypervisorContract
+
+
+class TestMemoryHypervisor(HypervisorContract):
+    @pytest.fixture(autouse=True)
+    def hypervisor(self):
+        self.one = MemoryHypervisor()
+
+    def open(self):
+        return self.one
+
+    def write(self, hypervisor, name, data):
+        hypervisor.disk(name, "root").write(0, data)
+
+
+class TestImagesHypervisor(HypervisorContract):
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path):
+        self.path = tmp_path
+
+    def open(self):
+        return ImagesHypervisor("shelf", self.path)
+
+    def write(self, hypervisor, name, data):
+        write_into(self.path / name / "root.raw", 0, data)

@@ -1,0 +1,174 @@
+"""What every hypervisor driver must do: run by `tests/contract`, and by other drivers' tests."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vmkeep.errors import InputError, SourceChangedError, SourceError
+from vmkeep.fleet.model import VM
+from vmkeep.testing.disks import read
+from vmkeep.units import MiB
+
+if TYPE_CHECKING:
+    from vmkeep.hypervisors.base import Hypervisor
+
+DISK = 4 * MiB
+
+
+def declare(**changes: Any) -> VM:
+    """Return a VM with one disk of `DISK` bytes, changed as said."""
+    declared = {"hypervisor": "shelf", "disks": [{"name": "root", "size": "4MiB", "format": "raw"}]}
+    return VM.model_validate({**declared, **changes})
+
+
+class HypervisorContract(ABC):
+    """Subclass it, and give `open`: a hypervisor without VMs, the same one for the whole test."""
+
+    @abstractmethod
+    def open(self) -> Hypervisor:
+        """Return the hypervisor."""
+
+    @abstractmethod
+    def write(self, hypervisor: Hypervisor, name: str, data: bytes) -> None:
+        """Write into the VM's disk `root`, as its guest would."""
+
+    def configured(self, name: str = "db1", **changes: Any) -> Hypervisor:
+        hypervisor = self.open()
+        hypervisor.configure(name, declare(**changes), apply=True)
+        return hypervisor
+
+    def test_configure_makes_what_is_declared_and_then_has_nothing_to_do(self) -> None:
+        hypervisor = self.configured(networks=["lan"])
+
+        assert hypervisor.exists("db1")
+        assert not hypervisor.configure("db1", declare(networks=["lan"]), apply=True)
+
+    def test_a_preview_touches_nothing(self) -> None:
+        hypervisor = self.open()
+
+        changes = hypervisor.configure("db1", declare(), apply=False)
+        assert {change.what for change in changes} >= {"vm", "cpus", "memory", "disks.root"}
+        assert not any(change.applied for change in changes)
+        assert not hypervisor.exists("db1")
+
+    def test_only_what_differs_is_changed(self) -> None:
+        hypervisor = self.configured()
+
+        changes = hypervisor.configure("db1", declare(cpus=4), apply=True)
+        assert [(change.what, change.actual, change.declared) for change in changes] == [("cpus", "1", "4")]
+
+    def test_a_disk_grows_and_keeps_its_content(self) -> None:
+        hypervisor = self.configured()
+        self.write(hypervisor, "db1", b"content")
+        larger = declare(disks=[{"name": "root", "size": "8MiB", "format": "raw"}])
+
+        hypervisor.configure("db1", larger, apply=True)
+        machine = hypervisor.snapshot("g", {"db1": larger}).machines["db1"]
+        with hypervisor.open_disk(machine, "root") as source:
+            assert source.size == 8 * MiB
+            assert read(source, 0, 7) == b"content"
+
+    def test_a_disk_is_never_shrunk(self) -> None:
+        hypervisor = self.configured()
+
+        with pytest.raises(InputError, match="never shrunk"):
+            hypervisor.configure("db1", declare(disks=[{"name": "root", "size": "1MiB"}]), apply=True)
+
+    def test_a_disk_that_is_not_declared_any_more_stays(self) -> None:
+        hypervisor = self.configured()
+
+        hypervisor.configure("db1", declare(disks=[]), apply=True)
+        assert hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].disks[0].name == "root"
+
+    def test_network_addresses_stay_when_something_else_changes(self) -> None:
+        hypervisor = self.configured(networks=["lan", "dmz"])
+        before = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+
+        hypervisor.configure("db1", declare(networks=["dmz", "lan"]), apply=True)
+        after = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+        assert sorted(_addresses(before)) == sorted(_addresses(after))
+
+    def test_a_snapshot_of_a_vm_that_is_not_there_is_refused(self) -> None:
+        with pytest.raises(SourceError, match="db1"):
+            self.open().snapshot("g", {"db1": declare()})
+
+    def test_a_snapshot_with_a_missing_disk_names_it(self) -> None:
+        hypervisor = self.configured()
+        two = declare(disks=[{"name": "root", "size": "4MiB"}, {"name": "data", "size": "4MiB"}])
+
+        with pytest.raises(SourceError, match="data"):
+            hypervisor.snapshot("g", {"db1": two})
+
+    def test_a_disk_that_changed_after_its_snapshot_is_not_opened(self) -> None:
+        hypervisor = self.configured()
+        machine = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"]
+        self.write(hypervisor, "db1", b"later")
+
+        with pytest.raises(SourceChangedError, match="db1"):
+            hypervisor.open_disk(machine, "root")
+
+    def test_a_disk_that_changes_while_it_is_read_is_noticed_at_the_end(self) -> None:
+        hypervisor = self.configured()
+        machine = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"]
+        source = hypervisor.open_disk(machine, "root")
+        self.write(hypervisor, "db1", b"later")
+
+        with pytest.raises(SourceChangedError, match="db1"):
+            source.close()
+
+    def test_a_restored_disk_takes_the_place_of_the_old_one_only_when_committed(self) -> None:
+        hypervisor = self.configured()
+        self.write(hypervisor, "db1", b"old")
+        with hypervisor.create_disk("db1", "root", size=DISK, format="raw") as target:
+            target.write(0, b"new")
+            target.flush()
+        before = self.first_bytes(hypervisor)
+
+        hypervisor.commit_disks("db1", ["root"])
+        assert (before, self.first_bytes(hypervisor)) == (b"old", b"new")
+
+    def test_committing_a_disk_that_was_not_restored_changes_nothing(self) -> None:
+        hypervisor = self.configured()
+        self.write(hypervisor, "db1", b"old")
+        hypervisor.create_disk("db1", "root", size=DISK, format="raw").close()
+
+        with pytest.raises(SourceError, match="data"):
+            hypervisor.commit_disks("db1", ["root", "data"])
+        assert self.first_bytes(hypervisor) == b"old"
+
+    def test_creating_over_a_vm_needs_to_be_asked_for(self) -> None:
+        hypervisor = self.configured()
+        definition = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+
+        with pytest.raises(InputError, match="overwrite"):
+            hypervisor.create("db1", definition, overwrite=False)
+        hypervisor.create("db1", definition, overwrite=True)
+
+    def test_a_copy_under_another_name_has_its_own_network_addresses(self) -> None:
+        hypervisor = self.configured(networks=["lan"])
+        definition = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+
+        hypervisor.create("db2", definition, overwrite=False)
+        hypervisor.create_disk("db2", "root", size=DISK, format="raw").close()
+        hypervisor.commit_disks("db2", ["root"])
+        copy = hypervisor.snapshot("g", {"db2": declare()}).machines["db2"].definition
+        assert set(_addresses(copy)).isdisjoint(_addresses(definition))
+
+    def test_releasing_a_snapshot_twice_is_fine(self) -> None:
+        hypervisor = self.configured()
+        snapshot = hypervisor.snapshot("g", {"db1": declare()})
+        hypervisor.release(snapshot)
+
+        hypervisor.release(snapshot)
+
+    def first_bytes(self, hypervisor: Hypervisor) -> bytes:
+        machine = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"]
+        with hypervisor.open_disk(machine, "root") as source:
+            return read(source, 0, 3)
+
+
+def _addresses(definition: str) -> list[str]:
+    return [word.strip('",') for word in definition.split() if word.startswith('"52:54:00')]
