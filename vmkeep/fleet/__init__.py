@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from vmkeep.fleet.graph import (
+from vmkeep.fleet.loader import FleetFile, load, loads
+from vmkeep.fleet.model import VM, Fleet, Kind
+from vmkeep.fleet.schema import json_schema
+from vmkeep.fleet.selection import Selection, select
+from vmkeep.fleet.topology import (
     component_names,
     dependencies,
     dependencies_among,
@@ -14,10 +18,6 @@ from vmkeep.fleet.graph import (
     waves,
     whole_disks,
 )
-from vmkeep.fleet.loader import FleetFile, load, loads
-from vmkeep.fleet.model import VM, Fleet, Kind
-from vmkeep.fleet.schema import json_schema
-from vmkeep.fleet.selection import Selection, select
 
 __all__ = [
     "VM",

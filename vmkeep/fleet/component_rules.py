@@ -6,9 +6,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vmkeep.fleet.document import Finding
-from vmkeep.fleet.graph import disks_of_os, whole_disks
 from vmkeep.fleet.model import Kind
 from vmkeep.fleet.suggest import suggestion
+from vmkeep.fleet.topology import disks_of_os, whole_disks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

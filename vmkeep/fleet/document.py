@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Path: TypeAlias = tuple[str | int, ...]
 """Keys and list positions from the top, such as `("vms", "db1", "disks", 0)`."""
 
-Value: TypeAlias = "None | bool | int | float | str | list[Value] | dict[str, Value]"
+Value: TypeAlias = "bool | int | float | str | list[Value] | dict[str, Value] | None"
 
 _MOST_NODES: Final = 2_000_000
 """More than a fleet of 10,000 VMs has; anchors nested in anchors reach it in a few lines."""

@@ -53,9 +53,9 @@ def with_defaults(data: dict[str, Value]) -> tuple[dict[str, Value], Declared]:
     defaults, vms = data.get("defaults"), data.get("vms")
     if not isinstance(vms, dict):
         return data, Declared(hypervisors=_names(data, "hypervisors"))
-    given = (
-        {key: defaults[key] for key in _INHERITED if key in defaults} if isinstance(defaults, dict) else {}
-    )
+    given: dict[str, Value] = {}
+    if isinstance(defaults, dict):
+        given = {key: defaults[key] for key in _INHERITED if key in defaults}
     complete: dict[str, Value] = {}
     inherited: dict[str, frozenset[str]] = {}
     for name, vm in vms.items():

@@ -137,27 +137,34 @@ def _path(loc: Iterable[str | int], data: Value, *, missing: bool) -> document.P
 def _message(
     detail: ErrorDetails, path: document.Path, data: dict[str, Value], schema: dict[str, Any]
 ) -> str:
-    kind, context = detail["type"], detail.get("ctx", {})
-    if kind == "extra_forbidden":
-        return f"unknown key{suggestion(str(path[-1]), keys_at(schema, path[:-1], data))}"
-    if kind == "missing":
-        inherited = path[0] == "vms" and path[-1] == "hypervisor"
-        return "is required, here or in defaults" if inherited else "is required"
-    if kind in {"literal_error", "union_tag_invalid"}:
-        found = detail["input"] if kind == "literal_error" else context["tag"]
-        known = _QUOTED.findall(context.get("expected", context.get("expected_tags", ""))) or [
-            context["expected"]
-        ]
-        return f"{found!r} is not known{suggestion(str(found), known)}"
-    if kind == "union_tag_not_found":
-        return "is required to have a driver: images, libvirt or vsphere"
-    if kind == "value_error":
-        return str(context["error"])
-    if kind == "string_pattern_mismatch":
-        return f"{detail['input']!r} does not fit: it must match {context['pattern']}"
-    if kind == "too_short":
-        return "must not be empty"
-    return _TYPES.get(kind, detail["msg"][:1].lower() + detail["msg"][1:])
+    context = detail.get("ctx", {})
+    match detail["type"]:
+        case "extra_forbidden":
+            message = f"unknown key{suggestion(str(path[-1]), keys_at(schema, path[:-1], data))}"
+        case "missing" if path[0] == "vms" and path[-1] == "hypervisor":
+            message = "is required, here or in defaults"
+        case "missing":
+            message = "is required"
+        case "literal_error":
+            message = _unknown(detail["input"], context["expected"])
+        case "union_tag_invalid":
+            message = _unknown(context["tag"], context["expected_tags"])
+        case "union_tag_not_found":
+            message = "needs a driver: images, libvirt or vsphere"
+        case "value_error":
+            message = str(context["error"])
+        case "string_pattern_mismatch":
+            message = f"{detail['input']!r} does not fit: it must match {context['pattern']}"
+        case "too_short":
+            message = "must not be empty"
+        case other:
+            message = _TYPES.get(other, detail["msg"][:1].lower() + detail["msg"][1:])
+    return message
+
+
+def _unknown(found: object, expected: str) -> str:
+    """Say that *found* is none of *expected*, a text such as `'bios' or 'uefi'`."""
+    return f"{found!r} is not known{suggestion(str(found), _QUOTED.findall(expected) or [expected])}"
 
 
 def _told(finding: Finding, read: Document, file: str) -> Problem:

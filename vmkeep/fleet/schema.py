@@ -31,7 +31,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def keys_at(schema: dict[str, Any], path: Path, data: Value) -> Sequence[str]:
-    """Return the keys that *schema* knows in the mapping at *path* of *data*; none if any name may stand there."""
+    """Return the keys known in the mapping at *path* of *data*; none if any name may stand there."""
     node = schema
     for part in path:
         node = _resolved(schema, node, data)

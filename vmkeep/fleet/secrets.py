@@ -24,7 +24,10 @@ _TEXTS: Final = (
     (re.compile(r"\b(AKIA|ASIA)[0-9A-Z]{16}\b"), "an AWS access key"),
     (re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"), "a private key"),
 )
-_ADVICE: Final = "never write secrets into the fleet file; say where it lies: {file: PATH}, {env: NAME} or {prefect_secret: NAME}"
+_ADVICE: Final = (
+    "never write secrets into the fleet file; say where it lies: "
+    "{file: PATH}, {env: NAME} or {prefect_secret: NAME}"
+)
 
 
 def findings(value: Value, path: Path = ()) -> Iterator[Finding]:

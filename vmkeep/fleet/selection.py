@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from vmkeep.errors import InputError
-from vmkeep.fleet import graph
+from vmkeep.fleet import topology
 from vmkeep.fleet.model import Kind
 from vmkeep.fleet.suggest import suggestion
 
@@ -59,11 +59,11 @@ def select(
             chosen.setdefault(name, set()).update(names)
     more: set[str] = set()
     if with_dependencies:
-        more |= graph.dependencies(fleet, chosen)
+        more |= topology.dependencies(fleet, chosen)
     if with_dependents:
-        more |= graph.dependents(fleet, chosen)
+        more |= topology.dependents(fleet, chosen)
     for name in more - set(chosen):
-        chosen[name] = set(graph.component_names(fleet.vms[name]))
+        chosen[name] = set(topology.component_names(fleet.vms[name]))
     selection = _narrowed(fleet, chosen, components or ())
     if not selection.components:
         what = ", ".join([*(vms or ()), *(components or ())])
@@ -79,7 +79,7 @@ def _targeted(fleet: Fleet, target: str) -> dict[str, list[str]]:
         names = [name for name in fleet.vms if fnmatchcase(name, pattern)]
     if not names:
         raise InputError(f"there is no VM {pattern!r} in fleet {fleet.fleet}{suggestion(pattern, fleet.vms)}")
-    declared = {name: graph.component_names(fleet.vms[name]) for name in names}
+    declared = {name: topology.component_names(fleet.vms[name]) for name in names}
     if not slash:
         return declared
     found = {name: [one for one in all_of_it if _matches(one, part)] for name, all_of_it in declared.items()}
@@ -90,7 +90,7 @@ def _targeted(fleet: Fleet, target: str) -> dict[str, list[str]]:
 
 
 def _narrowed(fleet: Fleet, chosen: Mapping[str, set[str]], components: Sequence[str]) -> Selection:
-    known = {name for vm in fleet.vms.values() for name in graph.component_names(vm)}
+    known = {name for vm in fleet.vms.values() for name in topology.component_names(vm)}
     for component in components:
         if component not in set(Kind) and component not in known:
             hint = suggestion(component, [*Kind, *sorted(known)])
@@ -99,7 +99,7 @@ def _narrowed(fleet: Fleet, chosen: Mapping[str, set[str]], components: Sequence
     for name, vm in fleet.vms.items():
         left = tuple(
             one
-            for one in graph.component_names(vm)
+            for one in topology.component_names(vm)
             if one in chosen.get(name, ())
             and (not components or any(_matches(one, part) for part in components))
         )

@@ -1,0 +1,51 @@
+"""The plans of the operations with one step a VM: configure and verify."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmkeep.fleet import dependencies_among
+from vmkeep.planning.costs import calling, holds, moving, size_of
+from vmkeep.planning.facts import Facts
+from vmkeep.planning.plan import Plan
+from vmkeep.planning.step import Step, Verb
+
+if TYPE_CHECKING:
+    from vmkeep.fleet import Fleet, Selection
+
+
+def plan_configure(fleet: Fleet, selection: Selection, facts: Facts | None = None) -> Plan:
+    """Return the steps that make the selected VMs what is declared, dependencies first.
+
+    A VM that cannot be configured does not keep its dependents from it: nothing is started.
+    """
+    facts = facts or Facts()
+    return Plan.of(
+        "configure",
+        fleet.fleet,
+        [
+            Step(
+                f"configure {name}", Verb.CONFIGURE, (name,),
+                after=frozenset(f"configure {dependency}" for dependency in needed),
+                resources=holds(fleet, facts, name), estimate=calling(facts),
+            )
+            for name, needed in dependencies_among(fleet, selection.vms).items()
+        ],
+    )  # fmt: skip
+
+
+def plan_verify(
+    fleet: Fleet, selection: Selection, facts: Facts | None = None, *, share: float = 1.0
+) -> Plan:
+    """Return the steps that read recovery points of the selected VMs back; none waits for another.
+
+    Args:
+        share: the part of the stored bytes that is read, above 0 and at most 1.
+    """
+    facts = facts or Facts()
+    steps = []
+    for name, components in selection.components.items():
+        size = sum(size_of(fleet, facts, name, component) for component in components)
+        estimate = moving(facts, int(size * share), facts.rates.verify)
+        steps.append(Step(f"verify {name}", Verb.VERIFY, (name,), estimate=estimate))
+    return Plan.of("verify", fleet.fleet, steps)
