@@ -102,11 +102,7 @@ Limit = Annotated[
         }
     ),
 ]
-Name = Annotated[
-    str,
-    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"),
-    Field(description="letters, digits, '.', '_' and '-', at most 63"),
-]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 GuestPath = Annotated[PurePosixPath, AfterValidator(_absolute)]
 
 
@@ -120,6 +116,8 @@ class Model(BaseModel):
 
 class KeyReference(Model):
     """Where a secret lies; exactly one of the ways. The secret itself never stands in the file."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     file: Path | None = None
     """A file that holds the secret."""
@@ -141,29 +139,41 @@ class S3(Model):
     """How to reach an S3 service; credentials come from boto3's own chain."""
 
     endpoint_url: str | None = None
+    """Where the service answers; leave it out for AWS."""
     region: str | None = None
+    """The region of the bucket."""
     profile: str | None = None
     """A profile of the AWS configuration."""
     credentials: KeyReference | None = None
+    """Where an access key lies, if not in boto3's own chain."""
     ca_bundle: Path | None = None
+    """Certificates to trust, for a service with its own authority; relative to the fleet file."""
 
 
 class ObjectLock(Model):
     """Object Lock for what is uploaded."""
 
     mode: Literal["governance", "compliance"]
+    """`governance`: privileged users can lift it; `compliance`: nobody can."""
     days: Annotated[int, Field(ge=1)]
+    """How long nothing can be deleted or overwritten."""
 
 
 class Retention(Model):
     """How many recovery points of each age to keep."""
 
     last: Annotated[int, Field(ge=0)] | None = None
+    """The newest points, whatever their age."""
     hourly: Annotated[int, Field(ge=0)] | None = None
+    """The newest point of each of so many hours."""
     daily: Annotated[int, Field(ge=0)] | None = None
+    """The newest point of each of so many days."""
     weekly: Annotated[int, Field(ge=0)] | None = None
+    """The newest point of each of so many weeks."""
     monthly: Annotated[int, Field(ge=0)] | None = None
+    """The newest point of each of so many months."""
     yearly: Annotated[int, Field(ge=0)] | None = None
+    """The newest point of each of so many years."""
 
 
 class RepositoryConfig(Model):
@@ -172,15 +182,20 @@ class RepositoryConfig(Model):
     store: str
     """`s3://bucket/prefix`, or a path (a disk, an NFS mount); relative to the fleet file."""
     key: KeyReference
+    """What opens the repository."""
     s3: S3 | None = None
+    """How to reach the store, for `s3://` only."""
     object_lock: ObjectLock | None = None
+    """Protection against deletion, for `s3://` only."""
     retention: Retention | None = None
+    """Which recovery points `prune` keeps; without it all."""
 
 
 class ImagesHypervisor(Model):
     """VMs as folders of disk images; no daemon, powered off."""
 
     driver: Literal["images"]
+    """What speaks to it."""
     path: Path
     """The folder with one folder a VM; relative to the fleet file."""
     kernel_mounts: bool = False
@@ -191,17 +206,24 @@ class LibvirtHypervisor(Model):
     """QEMU/KVM under libvirt."""
 
     driver: Literal["libvirt"]
+    """What speaks to it."""
     uri: str
+    """As `virsh --connect` takes it."""
 
 
 class VsphereHypervisor(Model):
     """VMware vSphere."""
 
     driver: Literal["vsphere"]
+    """What speaks to it."""
     host: str
+    """The address of vCenter or of an ESXi host."""
     datacenter: str | None = None
+    """The datacenter in the inventory; needed where there are several."""
     credentials: KeyReference
+    """Where user and password lie."""
     verify_tls: bool = True
+    """Whether the server's certificate is checked."""
 
 
 HypervisorConfig = Annotated[
@@ -213,8 +235,11 @@ class DiskConfig(Model):
     """A virtual disk."""
 
     name: Name
+    """What the disk is called, once a VM."""
     size: Size
+    """The virtual size; a disk can grow, never shrink."""
     format: Literal["raw", "qcow2", "vmdk", "vhdx"] = "qcow2"
+    """The format of its image."""
     storage: str | None = None
     """The storage pool, datastore or folder it lies in."""
 
@@ -223,16 +248,22 @@ class SshGuest(Model):
     """How to reach a guest by SSH."""
 
     host: str
+    """Its address."""
     user: str = "root"
+    """Who logs in."""
     port: Annotated[int, Field(ge=1, le=65535)] = 22
+    """Where its SSH server listens."""
     key_file: Path | None = None
+    """The private key; relative to the fleet file. By default the SSH agent's."""
 
 
 class Guest(Model):
     """How the inside of a running VM is reached."""
 
     agent: bool = False
+    """Whether the QEMU guest agent or VMware tools run inside."""
     ssh: SshGuest | None = None
+    """How to log in."""
 
 
 class OsComponent(Model):
@@ -246,7 +277,9 @@ class FilesystemComponent(Model):
     """A whole data disk, or the files below a path."""
 
     disk: Name | None = None
+    """A disk of the VM: all of it, or with `path` the file system to look in."""
     path: GuestPath | None = None
+    """The folder whose files are saved, as the guest sees it."""
     exclude: tuple[str, ...] = ()
     """Patterns as in a shell: `*.tmp` matches names, `/a/b` a path below the component's own."""
 
@@ -263,6 +296,7 @@ class DatabaseComponent(Model):
     """A database."""
 
     engine: Literal["postgresql", "sqlite", "mariadb", "redis"]
+    """What it is."""
     database: str | None = None
     """Its name in the server; by default all of the server's."""
     path: GuestPath | None = None
@@ -273,8 +307,11 @@ class ApplicationComponent(Model):
     """The files of an application, with the packages and units that the system had."""
 
     paths: Annotated[tuple[GuestPath, ...], Field(min_length=1)]
+    """Files and folders, as the guest sees them."""
     exclude: tuple[str, ...] = ()
+    """Patterns, as for file systems."""
     units: tuple[str, ...] = ()
+    """The systemd units that belong to it."""
     pre: tuple[str, ...] = ()
     """Commands in the running guest before the snapshot."""
     post: tuple[str, ...] = ()
@@ -285,28 +322,41 @@ class Components(Model):
     """What a VM is made of."""
 
     os: OsComponent | None = None
+    """Whole disks and the VM's definition."""
     filesystems: dict[Name, FilesystemComponent] = {}
+    """Data disks and folders, by name."""
     databases: dict[Name, DatabaseComponent] = {}
+    """Databases, by name."""
     applications: dict[Name, ApplicationComponent] = {}
+    """Applications, by name."""
 
 
 class SqlCheck(Model):
     """A query that must return a row."""
 
     database: str
+    """Its name in the server, or the file of SQLite."""
     query: str
+    """What is asked; one row must come back."""
     engine: Literal["postgresql", "mariadb", "sqlite"] = "postgresql"
+    """What it is."""
 
 
 class HealthCheck(Model):
     """One gate that a restored VM must pass before its dependents start; exactly one kind."""
 
     agent: Literal[True] | None = None
+    """The guest agent answers."""
     ping: Literal[True] | None = None
+    """The VM answers a ping."""
     tcp: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """The port accepts connections."""
     http: str | None = None
+    """The address answers with a status below 400."""
     exec: str | None = None
+    """The command ends with 0 inside the guest."""
     sql: SqlCheck | None = None
+    """The query returns a row."""
     image: Literal[True] | None = None
     """A powered-off VM: its images and file systems are checked, and its databases are clean."""
     timeout: Duration = 300.0
@@ -329,69 +379,103 @@ class Placement(Model):
     """Where a VM may run."""
 
     hosts: tuple[str, ...] = ()
+    """Hosts it may run on; by default all."""
     near: tuple[Name, ...] = ()
+    """VMs that run on the same host."""
     away_from: tuple[Name, ...] = ()
+    """VMs that run on other hosts."""
 
 
 class VM(Model):
     """A machine, after the fleet's defaults were applied."""
 
     hypervisor: Name
+    """What it runs on: a name of `hypervisors`."""
     cpus: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Virtual processors."""
     memory: Size = 1024**3
+    """Main memory."""
     firmware: Literal["bios", "uefi"] = "bios"
+    """What it boots with."""
     iso: str | None = None
+    """The image in its optical drive."""
     disks: tuple[DiskConfig, ...] = ()
+    """Its disks, the one it boots from first."""
     networks: tuple[str, ...] = ()
+    """The networks its adapters are on, in order."""
     guest: Guest | None = None
+    """How the inside is reached while it runs."""
     components: Components = Components(os=OsComponent())
+    """What is saved and restored on its own; by default `os: {}`."""
     depends_on: tuple[Name, ...] = ()
+    """VMs that must be healthy before this one starts."""
     health: tuple[HealthCheck, ...] = ()
+    """The gates after a restore, all of which must open."""
     placement: Placement | None = None
+    """Where it may run."""
 
 
 class Defaults(Model):
     """What every VM inherits unless it says otherwise."""
 
     hypervisor: Name | None = None
+    """What it runs on: a name of `hypervisors`."""
     cpus: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Virtual processors."""
     memory: Size | None = None
+    """Main memory."""
     firmware: Literal["bios", "uefi"] | None = None
+    """What it boots with."""
     iso: str | None = None
+    """The image in its optical drive."""
     networks: tuple[str, ...] | None = None
+    """The networks its adapters are on, in order."""
     guest: Guest | None = None
+    """How the inside is reached while it runs."""
     components: Components | None = None
+    """What is saved and restored on its own; by default `os: {}`."""
     health: tuple[HealthCheck, ...] | None = None
+    """The gates after a restore, all of which must open."""
 
 
 class ConsistencyGroup(Model):
     """VMs whose snapshots must show the same moment."""
 
     vms: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Its members; a VM is in one group at most."""
     max_freeze: Duration = 10.0
+    """How long they may stand still; after that they thaw and the group is only crash-consistent."""
 
 
 class Objective(Model):
     """What a service may lose (RPO) and how long its recovery may take (RTO)."""
 
     vms: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """The VMs that give the service; what they depend on counts too."""
     rpo: Duration | None = None
+    """The most that may be lost, as the age of the newest recovery point."""
     rto: Duration | None = None
+    """The longest that a recovery may take."""
 
 
 class Window(Model):
     """When backups may run."""
 
     start: Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    """The hour and minute it opens."""
     end: Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
+    """The hour and minute it closes; earlier than `start` means the next day."""
     timezone: str = "UTC"
+    """Where these hours are, such as `Europe/Berlin`."""
 
 
 class Schedule(Model):
     """When an operation runs by itself."""
 
     cron: str
+    """Five fields: minute, hour, day of the month, month, day of the week."""
     timezone: str = "UTC"
+    """Where these hours are, such as `Europe/Berlin`."""
     sample: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$")] | None = None
     """The share of the stored bytes that `verify` reads, such as `5%`."""
 
@@ -400,24 +484,38 @@ class Schedules(Model):
     """Which operations run by themselves."""
 
     backup: Schedule | None = None
+    """Saves the fleet."""
     verify: Schedule | None = None
+    """Reads stored data back."""
     drill: Schedule | None = None
+    """Restores services into an isolated network, checks them and tears them down."""
     prune: Schedule | None = None
+    """Deletes what `retention` does not keep."""
 
 
 class Fleet(Model):
     """All that one fleet file declares."""
 
     version: Literal[1]
+    """The version of this format."""
     fleet: Name
+    """The fleet's name; flows and deployments carry it."""
     repository: RepositoryConfig
+    """Where recovery points are kept."""
     hypervisors: Annotated[dict[Name, HypervisorConfig], Field(min_length=1)]
+    """What runs the VMs, by name."""
     defaults: Defaults = Defaults()
+    """What VMs inherit; a key that a VM gives replaces the default's, whole."""
     vms: Annotated[dict[Name, VM], Field(min_length=1)]
+    """The machines, by name."""
     consistency_groups: dict[Name, ConsistencyGroup] = {}
+    """VMs that are saved at one moment, by name."""
     objectives: dict[Name, Objective] = {}
+    """What services promise, by name."""
     windows: dict[Name, Window] = {}
+    """When backups may run, by name."""
     schedules: Schedules = Schedules()
+    """What runs by itself."""
     limits: dict[str, Limit] = {}
     """Tokens by resource: a hypervisor's name, `host:NAME`, `storage:NAME`, `upload`; and `bandwidth`."""
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet.document import Path, Value
 
-ADDRESS: Final = "https://vmkeep.dev/fleet.schema.json"
+_NAMED: Final = frozenset({"properties", "$defs", "patternProperties"})
+"""Keys of a schema below which names stand, not keys of a schema."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -73,18 +74,19 @@ def _written(node: Any) -> Any:
         rest = {key: value for key, value in node.items() if key != "anyOf"}
         node = {**left[0], **rest} if len(left) == 1 else {**node, "anyOf": left}
     clean = {
-        key: {name: _written(value) for name, value in child.items()}
-        if key in {"properties", "$defs", "patternProperties"}
-        else _written(child)
+        key: {name: _written(value) for name, value in child.items()} if key in _NAMED else _written(child)
         for key, child in node.items()
-        if key != "title" and not (key == "default" and child is None)
+        if key not in {"title", "default"}
     }
-    if clean.get("type") == "string" and isinstance(clean.get("default"), (int, float)):
-        clean["default"] = _with_unit(clean)
+    if "patternProperties" in clean:
+        clean["additionalProperties"] = False
+    if node.get("default") not in (None, [], {}) and "$ref" not in clean:
+        clean["default"] = _default(clean, node["default"])
     return clean
 
 
-def _with_unit(node: dict[str, Any]) -> str:
-    if "ms|s" in node["pattern"]:
-        return f"{node['default']:g}s"
-    return format_size(node["default"]).replace(".00 ", "")
+def _default(node: dict[str, Any], value: Any) -> Any:
+    """Return a default as a person writes it: with its unit."""
+    if node.get("type") != "string" or isinstance(value, str):
+        return value
+    return f"{value:g}s" if "ms|s" in node["pattern"] else format_size(value).replace(".00 ", "")
