@@ -11,16 +11,13 @@ import tarfile
 import pytest
 
 from vmkeep.components import guest
-from vmkeep.components.base import RestoreContext, SaveContext
 from vmkeep.components.export import export_tar
 from vmkeep.components.guest import GuestFiles
-from vmkeep.components.open import open_component
 from vmkeep.disks import scratch
 from vmkeep.errors import AccessError, NotFoundError, SourceChangedError, SourceError, UnsupportedError
 from vmkeep.fleet.model import VM
-from vmkeep.hypervisors.images import ImagesHypervisor
-from vmkeep.testing.chunks import MemoryChunks
-from vmkeep.testing.guests import Volume, build_disk, describe, fill_with_oddities, write_into
+from vmkeep.testing import shelf as shelves
+from vmkeep.testing.guests import Volume, describe, fill_with_oddities, write_into
 from vmkeep.units import MiB
 
 pytestmark = pytest.mark.integration
@@ -28,7 +25,9 @@ pytestmark = pytest.mark.integration
 COMPONENTS = {
     "os": {},
     "filesystems": {"odd": {"path": "/srv/odd"}, "data": {"path": "/data"}, "linked": {"path": "/opt/erp"}},
-    "applications": {"erp": {"paths": ["/opt/erp", "/etc/erp"], "units": ["erp.service"], "exclude": ["*.tmp"]}},
+    "applications": {
+        "erp": {"paths": ["/opt/erp", "/etc/erp"], "units": ["erp.service"], "exclude": ["*.tmp"]}
+    },
 }
 
 
@@ -38,42 +37,17 @@ def declare(*names, **components):
     return VM.model_validate({"hypervisor": "shelf", "disks": disks, "components": components})
 
 
-class Shelf:
-    """VMs in a folder, and a place to save them to."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.hypervisor = ImagesHypervisor("shelf", folder / "vms")
-        self.chunks = MemoryChunks()
-        self.scratch = folder / "scratch"
-        self.scratch.mkdir()
-
-    def add(self, name, tree, *, image_format="raw", others=()):
-        (self.folder / "vms" / name).mkdir(parents=True)
-        for disk, volume in (("root", Volume(tree, label="root")), *others):
-            path = self.folder / "vms" / name / f"{disk}.{image_format}"
-            build_disk(path, [volume], format=image_format)
+class Shelf(shelves.Shelf):
+    """One whose VMs are declared alike."""
 
     def save(self, name, component, vm=None):
-        vm = vm or declare()
-        machine = self.hypervisor.snapshot("g", {name: vm}).machines[name]
-        with GuestFiles(self.hypervisor, machine) as files:
-            context = SaveContext(
-                name, vm, component, self.hypervisor, machine, self.chunks, files, self.scratch
-            )
-            return open_component(name, vm, component).save(context)
+        return super().save(name, component, vm or declare())
 
     def restore(self, name, saved, vm=None, **how):
-        # A VM that files are restored into has a definition.
-        if how.get("folder") is None:
-            self.hypervisor.configure(name, declare(), apply=True)
-        context = RestoreContext(name, saved.name, self.hypervisor, self.chunks, self.scratch, **how)
-        open_component(name, vm or declare(), saved.name).restore(context, saved)
+        super().restore(name, saved, vm or declare(), **how)
 
-    def describe(self, name, path):
-        machine = self.hypervisor.snapshot("g", {name: declare()}).machines[name]
-        with GuestFiles(self.hypervisor, machine) as files:
-            return describe(files.open().root / path)
+    def describe(self, name, path, vm=None):
+        return super().describe(name, path, vm or declare())
 
 
 @pytest.fixture
@@ -306,7 +280,12 @@ def test_another_file_system_without_a_driver_names_both_ways(shelf, tree):
 
 
 def application(tree):
-    for folder in ("opt/erp", "etc/erp", "usr/lib/systemd/system", "etc/systemd/system/multi-user.target.wants"):
+    for folder in (
+        "opt/erp",
+        "etc/erp",
+        "usr/lib/systemd/system",
+        "etc/systemd/system/multi-user.target.wants",
+    ):
         (tree / folder).mkdir(parents=True)
     (tree / "opt/erp/run").write_text("#!/bin/sh\n")
     (tree / "opt/erp/cache.tmp").write_text("rubbish")

@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _BLKZEROOUT: Final = 0x127F
-_libc: Final = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+# Python has posix_fallocate only, which cannot make holes.
+_fallocate = ctypes.CDLL(None, use_errno=True).fallocate64
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class RawSource:
@@ -169,7 +170,7 @@ class RawTarget:
             except OSError as error:
                 raise SourceError(f"{self._path}: {error.strerror} while zeroing at byte {offset}") from error
             return
-        if _libc.fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
+        if _fallocate(self._fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length) == 0:
             return
         if ctypes.get_errno() != errno.EOPNOTSUPP:
             raise SourceError(
