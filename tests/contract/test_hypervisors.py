@@ -28,5 +28,5 @@ class TestImagesHypervisor(HypervisorContract):
     def open(self):
         return ImagesHypervisor("shelf", self.path)
 
-    def write(self, hypervisor, name, data):
+    def write(self, hypervisor, name, data):  # noqa: ARG002
         write_into(self.path / name / "root.raw", 0, data)

@@ -1,5 +1,8 @@
 """Files of powered-off VMs: every oddity comes back, wherever it is restored to."""
 
+# ruff: noqa: PTH211, PTH208, S108  (os.symlink has the order of ln -s; names are what is compared; /tmp is looked
+# through for leftovers)
+
 import dataclasses
 import io
 import os
@@ -225,9 +228,12 @@ def test_a_full_file_system_is_a_clear_error_and_changes_nothing(odd, tree):
 def test_an_image_that_changes_while_its_files_are_saved_is_noticed(odd):
     machine = odd.hypervisor.snapshot("g", {"db1": declare()}).machines["db1"]
 
-    with pytest.raises(SourceChangedError, match="db1"), GuestFiles(odd.hypervisor, machine) as files:
-        files.open()
-        write_into(odd.folder / "vms/db1/root.raw", 60 * MiB, b"written meanwhile")
+    files = GuestFiles(odd.hypervisor, machine)
+    files.open()
+    write_into(odd.folder / "vms/db1/root.raw", 60 * MiB, b"written meanwhile")
+
+    with pytest.raises(SourceChangedError, match="db1"):
+        files.close()
 
 
 def test_saving_files_does_not_change_the_image(odd):
@@ -257,7 +263,7 @@ def test_links_of_the_guest_never_lead_out_of_it(shelf, tree):
     os.symlink("../../../../../../etc", tree / "data")
     shelf.add("db1", tree)
 
-    with pytest.raises(SourceError, match="/opt/erp|/etc/erp"):
+    with pytest.raises(SourceError, match=r"/etc/erp"):
         shelf.save("db1", "filesystems.linked")
     assert shelf.save("db1", "filesystems.data").facts["paths"] == "/etc"
 

@@ -37,7 +37,8 @@ def read(path):
 def gpt(tmp_path):
     return partitioned(
         tmp_path / "disk",
-        "label: gpt\nsize=8192, name=boot, uuid=AAAAAAAA-0000-4000-8000-000000000001\nsize=16384, name=root\n",
+        "label: gpt\nsize=8192, name=boot, uuid=AAAAAAAA-0000-4000-8000-000000000001\n"
+        "size=16384, name=root\n",
     )
 
 
@@ -65,7 +66,8 @@ def test_a_gpt_damaged_in_both_places_is_refused(gpt):
 
 
 def test_mbr_partitions_with_logical_ones_are_found(tmp_path):
-    script = "label: dos\nlabel-id: 0xcafe1234\nsize=8192, type=83\ntype=5\nsize=4096, type=83\nsize=4096, type=82\n"
+    script = "label: dos\nlabel-id: 0xcafe1234\nsize=8192, type=83\ntype=5\n"
+    script += "size=4096, type=83\nsize=4096, type=82\n"
 
     found = read(partitioned(tmp_path / "disk", script))
     assert [(part.number, part.length, part.type) for part in found] == [

@@ -24,7 +24,7 @@ CONTENT = "content"
 CATALOGUE = "catalogue"
 
 
-def save_paths(
+def save_paths(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
     context: SaveContext,
     paths: Sequence[bytes],
     *,

@@ -166,7 +166,8 @@ def _opened(
             yield OpenedGuest(name, found, marks, assembly.tree())
         for index, partition in assembly.mounted if verify else ():
             if partition.filesystem is not None and partition.filesystem.is_ext:
-                what = f"VM {name}: disk {found[index].image.disk}, partition {partition.number}, after the restore"
+                where = f"disk {found[index].image.disk}, partition {partition.number}"
+                what = f"VM {name}: {where}, after the restore"
                 mounts.check_ext(found[index].path, partition, what=what)
 
 
@@ -178,7 +179,7 @@ def _check(name: str, disk: ExportedDisk, mark: str) -> None:
 class _Assembly:
     """Mounts what belongs to the tree, each file system once."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (the one place that puts them together)
         self,
         name: str,
         disks: Sequence[ExportedDisk],

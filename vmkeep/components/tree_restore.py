@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.components import catalogue
-from vmkeep.disks.file_tree import FileTree, show
+from vmkeep.disks.file_tree import FileTree, names_in, show
 from vmkeep.errors import AccessError, IntegrityError, NotFoundError, SourceError
 from vmkeep.units import MiB
 
@@ -67,7 +67,7 @@ def entries(reader: ChunkReader, ref: StreamRef) -> Iterator[Entry]:
     return catalogue.read(reader.read_stream(ref))
 
 
-def restore_tree(
+def restore_tree(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
     reader: ChunkReader,
     *,
     content: StreamRef,
@@ -178,7 +178,7 @@ class _Writer:
         for entry in chosen:
             if entry.kind == "folder":
                 with self._open(entry.path) as folder:
-                    for name in map(os.fsencode, os.listdir(folder)):
+                    for name in names_in(folder):
                         if (*entry.path, name) not in known and not self.tree.is_mount((*entry.path, name)):
                             _remove(name, folder)
 
@@ -225,8 +225,8 @@ class _Writer:
     def _clear(self, entry: Entry, folder: int) -> None:
         if not self.choice.exact:
             raise SourceError(
-                f"{self.what}: {show(entry.path)} is a {entry.kind} in the recovery point and something else in "
-                "the target: remove it, or restore exactly what the point has (exact)"
+                f"{self.what}: {show(entry.path)} is a {entry.kind} in the recovery point and something else "
+                "in the target: remove it, or restore exactly what the point has (exact)"
             )
         _remove(entry.path[-1], folder)
 
@@ -319,8 +319,8 @@ def _require_no_root(chosen: Iterable[Entry]) -> None:
     ]
     if needs:
         raise AccessError(
-            f"restoring {', '.join(needs)} into a folder needs root; without root, restore into the VM's image, "
-            "export a tar archive, or give the owners up (owners=False: all files become yours)"
+            f"restoring {', '.join(needs)} into a folder needs root; without root, restore into the VM's "
+            "image, export a tar archive, or give the owners up (owners=False: all files become yours)"
         )
 
 
@@ -342,7 +342,7 @@ def _remove(name: bytes, folder: int) -> None:
         return
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
-        for below in map(os.fsencode, os.listdir(fd)):
+        for below in names_in(fd):
             _remove(below, fd)
     finally:
         os.close(fd)

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Final
 
 from vmkeep.components.catalogue import Entry
-from vmkeep.disks.file_tree import FileTree, show
+from vmkeep.disks.file_tree import FileTree, names_in, show
 from vmkeep.errors import SourceChangedError, SourceError
-from vmkeep.repository.manifest import Stats, StreamRef
 from vmkeep.units import KiB, MiB
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmkeep.components.base import ChunkWriter
+    from vmkeep.repository.manifest import Stats, StreamRef
 
 _BLOCK: Final = MiB
 _PAGE: Final = 4 * KiB
@@ -60,7 +60,7 @@ class SavedTree:
     """Where each of the paths asked for really leads, for people."""
 
 
-def save_tree(
+def save_tree(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
     tree: FileTree,
     paths: Sequence[bytes],
     *,
@@ -157,7 +157,7 @@ class _Walk:
 
     def _names(self, names: tuple[bytes, ...], folder: int) -> list[bytes]:
         try:
-            return sorted(map(os.fsencode, os.listdir(folder)))
+            return names_in(folder)
         except OSError as error:
             raise SourceError(f"{self.what}: {show(names)}: {error.strerror}") from error
 

@@ -87,6 +87,6 @@ def require_fuse() -> None:
     """
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
         raise UnsupportedError(
-            "files inside of images need /dev/fuse, which is missing or not ours: load the module fuse, or start "
-            "the container with --device /dev/fuse --cap-add SYS_ADMIN; whole disks are saved without it"
+            "files inside of images need /dev/fuse, which is missing or not ours: load the module fuse, "
+            "or start the container with --device /dev/fuse --cap-add SYS_ADMIN; disks are saved without it"
         )

@@ -155,7 +155,7 @@ class FileTree:
         except NotFoundError:
             return []
         try:
-            return sorted(map(os.fsencode, os.listdir(folder)))
+            return names_in(folder)
         finally:
             os.close(folder)
 
@@ -183,6 +183,11 @@ class FileTree:
         for count in range(len(names) + 1):
             if names[:count] in self._blocked:
                 raise self._blocked[names[:count]]
+
+
+def names_in(folder: int) -> list[bytes]:
+    """Return the sorted names in an open folder, as the bytes they are."""
+    return sorted(map(os.fsencode, os.listdir(folder)))
 
 
 def show(names: tuple[bytes, ...]) -> str:

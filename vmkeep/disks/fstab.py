@@ -79,5 +79,5 @@ def _device(source: str) -> tuple[int, int] | None:
 
 
 def _unescape(field: str) -> str:
-    """Undo fstab's octal escapes, such as ``\\040`` for a blank."""
+    """Undo fstab's octal escapes: a blank is a backslash and 040."""
     return re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), field)

@@ -42,8 +42,8 @@ def refusal(partition: Partition) -> str:
     whole = "back its disk up whole (components os or filesystems with disk)"
     if kind in _KERNEL:
         return (
-            f"files of {kind} file systems are read by the host's kernel only: set kernel_mounts: true on the "
-            f"hypervisor and run as root, or {whole}"
+            f"files of {kind} file systems are read by the host's kernel only: set kernel_mounts: true on "
+            f"the hypervisor and run as root, or {whole}"
         )
     return f"files inside of {kind} are not supported: {whole}"
 

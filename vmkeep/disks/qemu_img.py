@@ -91,8 +91,8 @@ def commit(overlay: Path) -> None:
 def rebase(overlay: Path, backing: Path, format: str) -> None:  # noqa: A002
     """Tell *overlay* (qcow2) that its backing file is called *backing* now; its content is not touched."""
     tools.run(
-        "qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", format, "-b", str(backing.resolve()), str(overlay),
-        timeout_s=_QUICK_S,
+        "qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", format, "-b", str(backing.resolve()),
+        str(overlay), timeout_s=_QUICK_S,
     )  # fmt: skip
 
 

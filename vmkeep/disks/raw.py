@@ -49,9 +49,7 @@ class RawSource:
         except OSError as error:
             raise SourceError(f"{self._what}: {error.strerror}") from error
         try:
-            mode = os.fstat(self._fd).st_mode
-            if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-                raise SourceError(f"{self._what} is neither a file nor a block device")
+            _require_disk(self._fd, self._what)
             locking.lock(self._fd, what=self._what)
             self._size = os.lseek(self._fd, 0, os.SEEK_END)
         except BaseException:
@@ -199,3 +197,9 @@ class RawTarget:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _require_disk(fd: int, what: str) -> None:
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        raise SourceError(f"{what} is neither a file nor a block device")

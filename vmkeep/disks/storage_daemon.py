@@ -42,7 +42,7 @@ def image_node(
 
 
 @contextlib.contextmanager
-def running(
+def running(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
     folder: Path,
     *,
     nodes: Sequence[Mapping[str, Any]],

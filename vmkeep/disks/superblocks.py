@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import uuid
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def _lvm(head: bytes) -> FileSystem | None:
             raw = _text(label[32:64])
             # lvm writes its own groups: 6-4-4-4-4-4-6 characters.
             cuts = (0, 6, 10, 14, 18, 22, 26, 32)
-            return FileSystem("lvm2", "-".join(raw[a:b] for a, b in zip(cuts, cuts[1:], strict=False)))
+            return FileSystem("lvm2", "-".join(raw[a:b] for a, b in itertools.pairwise(cuts)))
     return None
 
 

@@ -78,9 +78,8 @@ def run(
             f"{' '.join([tool, *arguments])} did not end within {timeout_s:.0f} s"
         ) from error
     if done.returncode not in accept:
-        raise SourceError(
-            f"{' '.join([tool, *arguments])} failed ({done.returncode}): {last_words(done.stderr or done.stdout)}"
-        )
+        words = last_words(done.stderr or done.stdout)
+        raise SourceError(f"{' '.join([tool, *arguments])} failed ({done.returncode}): {words}")
     return done
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,7 @@ class DiskContract(ABC):
 
         with self.written(*((place, b"data" * 128) for place in places)) as source:
             extents = list(source.extents())
-        assert all(a.end < b.start for a, b in zip(extents, extents[1:], strict=False))
+        assert all(a.end < b.start for a, b in itertools.pairwise(extents))
         assert all(0 <= extent.start < extent.end <= SIZE for extent in extents)
         assert all(any(e.start <= place < e.end for e in extents) for place in places)
 
@@ -80,9 +81,9 @@ class DiskContract(ABC):
     def test_many_threads_read_at_once(self) -> None:
         blocks = [bytes([number]) * (512 * KiB) for number in range(16)]
 
-        with self.written(*((n * 512 * KiB, b) for n, b in enumerate(blocks))) as source:
-            with ThreadPoolExecutor(8) as pool:
-                found = list(pool.map(lambda n: read(source, n * 512 * KiB, 512 * KiB), range(16)))
+        source = self.written(*((n * 512 * KiB, b) for n, b in enumerate(blocks)))
+        with source, ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: read(source, n * 512 * KiB, 512 * KiB), range(16)))
         assert found == blocks
 
     def test_many_threads_write_at_once(self) -> None:

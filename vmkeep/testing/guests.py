@@ -38,7 +38,11 @@ class Volume:
 
 
 def build_disk(
-    path: Path, volumes: Sequence[Volume], *, format: str = "raw", size: int | None = None
+    path: Path,
+    volumes: Sequence[Volume],
+    *,
+    format: str = "raw",  # noqa: A002  (the word of the fleet file)
+    size: int | None = None,
 ) -> None:
     """Make an image with a GPT and one partition for each volume.
 
@@ -108,10 +112,10 @@ def fill_with_oddities(folder: Path) -> None:
     os.mknod(folder / "disk", stat.S_IFBLK | 0o660, os.makedev(253, 1))
     with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(folder):
         listener.bind("socket")  # a socket's path may be only 107 bytes long
-    os.symlink("plain.txt", folder / "link")
-    os.symlink("/etc/passwd", folder / "absolute-link")
-    os.symlink("x" * 900, folder / "long-link")
-    os.symlink("nowhere", folder / "broken-link")
+    (folder / "link").symlink_to("plain.txt")
+    (folder / "absolute-link").symlink_to("/etc/passwd")
+    (folder / "long-link").symlink_to("x" * 900)
+    (folder / "broken-link").symlink_to("nowhere")
     os.lchown(folder / "link", 7, 8)
     for name in (b"not-utf8-\xff\xfe", b"new\nline", "ümläut-日本".encode(), b" -rf *", b'"quoted\\"'):
         Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(name)
@@ -162,7 +166,7 @@ def _xattr_names(path: bytes) -> list[str]:
 
 def _content(path: bytes, mode: int) -> object:
     if stat.S_ISLNK(mode):
-        return os.readlink(path)
+        return os.readlink(path)  # noqa: PTH115  (a name of any bytes)
     if not stat.S_ISREG(mode):
         return None
     with open(path, "rb") as file:  # noqa: PTH123  (a name of any bytes)

@@ -35,8 +35,8 @@ _STATES: Final = (
 # pg_control_version of PostgreSQL 9.3 (937) to 18 (1800); others may have another layout.
 _VERSIONS: Final = range(937, 1900)
 _ADVICE: Final = (
-    "start the VM, stop PostgreSQL cleanly (systemctl stop postgresql), power the VM off, and back it up again; "
-    "or back its disk up whole"
+    "start the VM, stop PostgreSQL cleanly (systemctl stop postgresql), power the VM off, and back it up "
+    "again; or back its disk up whole"
 )
 
 
@@ -76,11 +76,11 @@ class Postgresql:
             "engine": "postgresql",
             "version": cluster.version,
             "system": cluster.system,
-            "scope": "cluster",
         }
         if self._config.database is not None:
             facts["note"] = (
-                f"database {self._config.database} was asked for; from a powered-off VM the whole cluster is saved"
+                f"database {self._config.database} was asked for; "
+                "from a powered-off VM the whole cluster is saved"
             )
         return files.save_paths(context, roots, facts=facts)
 
