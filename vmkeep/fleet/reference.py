@@ -48,15 +48,15 @@ start from, `vmkeep validate` checks it, and `configs/` holds examples. This pag
 
 How it is read:
 
-- YAML 1.2: `yes`, `on`, `10:00` and `2026-01-01` are text. Anchors and merge keys (`<<`) work, tags do not, and
-  a key that stands twice, or without a value, is an error.
+- YAML 1.2: `yes`, `on`, `10:00` and `2026-01-01` are text. Anchors and merge keys (`<<`) work, tags do not; a key
+  that stands twice, or has no value, is an error.
 - Sizes are text with a unit: `10GiB`, `512MiB`, `1.5GB` (decimal); `K`, `M`, `G`, `T` are binary. So are
   durations: `500ms`, `10s`, `5m`, `24h`, `14d`, `2w`.
 - Names have letters, digits, `.`, `_` and `-`, at most 63, and begin with a letter or digit.
-- Paths of this machine are relative to the fleet file, and `~` is your home. Paths inside a guest are absolute.
+- Paths of this machine are relative to the fleet file, `~` is your home. Paths inside a guest are absolute.
 - A key that a VM gives replaces the one in `defaults`, whole: lists and mappings are not merged.
 - Secrets never stand in the file. Passwords, tokens, access keys, and URLs that hold one, are refused.
-- All that is wrong is told at once, as `file:line: key: what`, with exit code 2, and nothing was touched.
+- All that is wrong is told at once, as `file:line: key: what`, with exit code 2; nothing was touched.
 """
 
 
@@ -95,7 +95,7 @@ def _value(node: dict[str, Any]) -> str:
             f"`{json.dumps(one)}`".replace('"', "") for one in node.get("enum", [node.get("const")])
         )
     elif "oneOf" in node or "anyOf" in node:
-        text = " or ".join(_value(one) for one in node.get("oneOf", node.get("anyOf")))
+        text = " or ".join(_value(one) for one in node.get("oneOf") or node["anyOf"])
     elif node.get("type") == "array":
         text = f"list of {_value(node['items'])}"
     elif named is not None:

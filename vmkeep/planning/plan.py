@@ -90,6 +90,13 @@ class Plan:
         """Return the seconds of the critical path, a lower bound of every execution."""
         return max(self.remaining().values(), default=0.0)
 
+    def essential_edges(self) -> list[tuple[str, str, bool]]:
+        """Return the edges that no longer way implies, each with its `required`: those worth drawing."""
+        return sorted(
+            (before, after, bool(self.graph.edges[before, after]["required"]))
+            for before, after in nx.transitive_reduction(self.graph).edges
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON values, from which `from_json` makes it again."""
         return {
