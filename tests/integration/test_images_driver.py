@@ -2,12 +2,13 @@
 
 # ruff: noqa: PTH208, S108  (names are what is compared; /tmp is looked through for leftovers)
 
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
-from contextlib import contextmanager
 
 import pytest
 
@@ -27,17 +28,22 @@ pytestmark = pytest.mark.integration
 FORMATS = ("raw", "qcow2", "vmdk", "vhdx")
 
 
-@contextmanager
+@contextlib.contextmanager
 def virtual_machine(image, image_format):
     """Run a real QEMU on *image*, paused before its first instruction."""
+    monitor = image.parent / "monitor"
     command = [
         "qemu-system-x86_64", "-S", "-accel", "tcg", "-display", "none", "-m", "32", "-nodefaults",
-        "-drive", f"file={image},format={image_format},if=virtio", "-pidfile", f"{image}.vm",
+        "-drive", f"file={image},format={image_format},if=virtio", "-qmp", f"unix:{monitor},server=on,wait=off",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
-        while not os.path.exists(f"{image}.vm") and process.poll() is None:  # noqa: PTH110
+        while not monitor.exists() and process.poll() is None:
             time.sleep(0.02)
+        with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+            connection.settimeout(20)
+            connection.connect(str(monitor))
+            connection.recv(1)  # greets when all of the machine is there
         yield process
     finally:
         process.kill()

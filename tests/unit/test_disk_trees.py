@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from vmkeep.components import catalogue
 from vmkeep.components.catalogue import KINDS, Entry
-from vmkeep.components.tree_restore import Choice, Content
+from vmkeep.components.tree_restore import Choice, Content, restore_tree
 from vmkeep.components.tree_save import save_tree
 from vmkeep.disks import fstab
 from vmkeep.disks.file_tree import FileTree
 from vmkeep.disks.partitions import Partition
 from vmkeep.disks.superblocks import FileSystem
-from vmkeep.errors import IntegrityError, NotFoundError, SourceError
+from vmkeep.errors import AccessError, IntegrityError, NotFoundError, SourceError
 from vmkeep.testing.chunks import MemoryChunks
 from vmkeep.units import KiB, MiB
 
@@ -260,3 +260,26 @@ def test_a_choice_takes_what_is_below_and_passes_what_leads_there():
     choice = Choice(paths=((b"a", b"b"),))
     assert [choice.takes(entry(path)) for path in ("a", "a/b", "a/b/c", "a/bc")] == [False, True, True, False]
     assert [choice.passes(entry(path)) for path in ("a", "a/b", "x")] == [True, False, False]
+
+
+def restore_as_user(monkeypatch, folder, *, in_place):
+    """Restore one file of root's, as somebody else."""
+    chunks = MemoryChunks()
+    (folder / "file").touch()
+    saved = save_tree(FileTree(folder), [b"/file"], writer=chunks, scratch=folder, what="test")
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1000)
+    restore_tree(
+        chunks, content=saved.content, catalogue_ref=saved.catalogue, into=FileTree(folder),
+        choice=Choice(in_place=in_place), what="test",
+    )  # fmt: skip
+
+
+def test_other_owners_need_root_in_a_folder_and_the_line_says_what_does_not(tmp_path, monkeypatch):
+    with pytest.raises(AccessError, match=r"1 files of other owners needs root; .*VM's image.*tar archive"):
+        restore_as_user(monkeypatch, tmp_path, in_place=False)
+
+
+def test_other_owners_need_no_root_in_an_image(tmp_path, monkeypatch):
+    restore_as_user(monkeypatch, tmp_path, in_place=True)
+
+    assert (tmp_path / "file").exists()

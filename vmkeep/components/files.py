@@ -97,6 +97,7 @@ def restore_paths(context: RestoreContext, saved: SavedComponent, tree: FileTree
             paths=chosen or ((),),
             exact=exact if context.exact is None else context.exact,
             owners=context.owners,
+            in_place=context.folder is None,
         ),
         what=f"{context.name}: {context.component}" if context.folder is None else str(context.folder),
         progress=context.progress,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vmkeep.disks.partitions import Partition
 
 _KERNEL: Final = {"xfs", "btrfs", "vfat", "iso9660", "ntfs"}
+# Nobody else changes these files: the kernel may keep names and attributes, and write large blocks.
+_FUSE2FS: Final = "no_default_opts,kernel_cache,big_writes,attr_timeout=3600,entry_timeout=3600"
 _START_S: Final = 60.0
 _STOP_S: Final = 600.0
 _CHECK_S: Final = 6 * 3600.0
@@ -102,7 +104,7 @@ def _kernel_allowed(kernel_mounts: bool) -> bool:  # noqa: FBT001  (a switch of 
 
 @contextlib.contextmanager
 def _fuse2fs(disk: Path, partition: Partition, point: Path) -> Iterator[None]:
-    options = f"offset={partition.start}" + ("" if os.geteuid() == 0 else ",fakeroot")
+    options = f"offset={partition.start},{_FUSE2FS}" + ("" if os.geteuid() == 0 else ",fakeroot")
     command = [tools.find("fuse2fs"), "-f", str(disk), str(point), "-o", options]
     log = point.with_name(f"{point.name}.log")
     with log.open("wb") as output:
