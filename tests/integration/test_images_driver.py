@@ -34,7 +34,8 @@ def virtual_machine(image, image_format):
     monitor = image.parent / "monitor"
     command = [
         "qemu-system-x86_64", "-S", "-accel", "tcg", "-display", "none", "-m", "32", "-nodefaults",
-        "-drive", f"file={image},format={image_format},if=virtio", "-qmp", f"unix:{monitor},server=on,wait=off",
+        "-drive", f"file={image},format={image_format},if=virtio",
+        "-qmp", f"unix:{monitor},server=on,wait=off",
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
