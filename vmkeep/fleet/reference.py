@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from vmkeep.fleet.schema import json_schema
@@ -48,8 +49,8 @@ start from, `vmkeep validate` checks it, and `configs/` holds examples. This pag
 
 How it is read:
 
-- YAML 1.2: `yes`, `on`, `10:00` and `2026-01-01` are text. Anchors and merge keys (`<<`) work, tags do not; a key
-  that stands twice, or has no value, is an error.
+- YAML 1.2: `yes`, `on`, `10:00` and `2026-01-01` are text. Anchors and merge keys (`<<`) work, tags do not;
+  a key that stands twice, or has no value, is an error.
 - Sizes are text with a unit: `10GiB`, `512MiB`, `1.5GB` (decimal); `K`, `M`, `G`, `T` are binary. So are
   durations: `500ms`, `10s`, `5m`, `24h`, `14d`, `2w`.
 - Names have letters, digits, `.`, `_` and `-`, at most 63, and begin with a letter or digit.
@@ -126,3 +127,7 @@ def _link(reference_: str) -> str:
         " ", "-"
     )
     return f"[{title}](#{anchor})"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-from zoneinfo import available_timezones
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import networkx as nx
 
@@ -147,15 +147,14 @@ def _store(fleet: Fleet) -> Iterator[Finding]:
 
 
 def _times(fleet: Fleet) -> Iterator[Finding]:
-    zones = available_timezones()
     scheduled = [
         (name, one) for name in type(fleet.schedules).model_fields if (one := getattr(fleet.schedules, name))
     ]
     places: list[tuple[Path, str]] = [(("schedules", name), one.timezone) for name, one in scheduled]
     places += [(("windows", name), window.timezone) for name, window in fleet.windows.items()]
     for path, zone in places:
-        if zone not in zones:
-            yield _unknown((*path, "timezone"), "time zone", zone, sorted(zones))
+        if not _is_timezone(zone):
+            yield _unknown((*path, "timezone"), "time zone", zone, sorted(available_timezones()))
     for name, schedule in scheduled:
         if (wrong := cron.problem(schedule.cron)) is not None:
             yield Finding(("schedules", name, "cron"), wrong)
@@ -169,6 +168,14 @@ def _times(fleet: Fleet) -> Iterator[Finding]:
     for name, window in fleet.windows.items():
         if window.start == window.end:
             yield Finding(("windows", name), f"starts and ends at {window.start}: it is never open")
+
+
+def _is_timezone(name: str) -> bool:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # OSError: the name of a folder of zones
+        return False
+    return True
 
 
 def _limits(fleet: Fleet) -> Iterator[Finding]:

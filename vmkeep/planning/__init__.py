@@ -9,6 +9,7 @@ from vmkeep.planning.facts import Facts, Rates
 from vmkeep.planning.plan import Plan
 from vmkeep.planning.restore import plan_restore
 from vmkeep.planning.resume import still_done
+from vmkeep.planning.risk import Paradox, blast_radius, bottlenecks, paradoxes
 from vmkeep.planning.simulate import Schedule, Slot, simulate
 from vmkeep.planning.step import Estimate, Step, Verb
 from vmkeep.planning.upkeep import plan_configure, plan_verify
@@ -18,6 +19,7 @@ __all__ = [
     "Execution",
     "Facts",
     "Outcome",
+    "Paradox",
     "Plan",
     "Rates",
     "Schedule",
@@ -26,7 +28,10 @@ __all__ = [
     "Step",
     "Summary",
     "Verb",
+    "blast_radius",
+    "bottlenecks",
     "limits_of",
+    "paradoxes",
     "plan_backup",
     "plan_configure",
     "plan_restore",
