@@ -1,12 +1,14 @@
 """Mounting what is inside of a disk: by the kernel where it is allowed, and after a power cut."""
 
+import contextlib
 import os
 import shutil
 
 import pytest
 
 from vmkeep.components.guest import GuestFiles
-from vmkeep.disks import mounts, scratch
+from vmkeep.disks import exports, mounts, qemu_img, scratch
+from vmkeep.disks.device import Image
 from vmkeep.disks.partitions import Partition, read_partitions
 from vmkeep.disks.raw import RawSource
 from vmkeep.disks.superblocks import FileSystem
@@ -28,9 +30,17 @@ def disk(tmp_path):
     return path
 
 
-def partition(disk):
-    with RawSource(disk) as source:
-        return read_partitions(source)[0]
+@contextlib.contextmanager
+def volume(disk, folder):
+    """The only partition of a raw image, behind an overlay that is written into it at the end."""
+    overlay = folder / "overlay.qcow2"
+    with (
+        scratch.scratch_folder() as work,
+        exports.exported([(Image("root", disk, "raw"), overlay)], folder=work, what="VM db1") as (found,),
+    ):
+        yield found.volumes[0]
+    qemu_img.commit(overlay)
+    overlay.unlink()
 
 
 needs_kernel = pytest.mark.skipif(
@@ -44,19 +54,22 @@ def test_the_kernel_mounts_a_partition_and_lets_it_go(disk, tmp_path):
     point.mkdir()
 
     # Ext4 stands for xfs and btrfs, whose tools are not everywhere; vmkeep itself never asks for it.
-    with mounts._kernel(disk, partition(disk), point):
+    with volume(disk, tmp_path) as found, mounts._kernel(found, point):
         (point / "written").write_text("by the kernel")
     assert not scratch.mounts_below(tmp_path)
-    with mounts.mounted(disk, partition(disk), tmp_path / "again", kernel_mounts=False):
-        assert (tmp_path / "again/written").read_text() == "by the kernel"
+    with (
+        volume(disk, tmp_path) as found,
+        mounts.mounted(found, found.path.with_name("again"), kernel_mounts=False),
+    ):
+        assert found.path.with_name("again").joinpath("written").read_text() == "by the kernel"
 
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 def test_the_kernel_is_only_asked_where_that_was_allowed(tmp_path, kind):
-    found = Partition(1, 0, MiB, filesystem=FileSystem(kind))
+    found = exports.Volume(Partition(1, 0, MiB, filesystem=FileSystem(kind)), tmp_path / "volume")
 
     with pytest.raises(UnsupportedError, match="kernel_mounts: true"):
-        mounts.mounted(tmp_path, found, tmp_path / "mount", kernel_mounts=False).__enter__()
+        mounts.mounted(found, tmp_path / "mount", kernel_mounts=False).__enter__()
 
 
 @pytest.mark.parametrize("kind", ["lvm2", "luks"])
@@ -70,15 +83,18 @@ def test_a_journal_is_replayed_in_the_overlay_and_not_in_the_image(tmp_path, dis
     image = shelf.image("db1")
     image.parent.mkdir(parents=True)
     (tmp_path / "mount").mkdir()
-    with mounts._kernel(disk, partition(disk), tmp_path / "mount"):
+    with volume(disk, tmp_path) as found, mounts._kernel(found, tmp_path / "mount"):
         (tmp_path / "mount/late").write_text("in the journal")
         os.sync()
-        # As after a power cut: what the disk holds while it is mounted.
-        shutil.copy(disk, image)
+        # As after a power cut: what the partition holds while it is mounted.
+        shutil.copy(found.path, tmp_path / "partition")
+    shutil.copy(disk, image)
+    write_into(image, MiB, (tmp_path / "partition").read_bytes())
     before = image.read_bytes()
     vm = VM.model_validate({"hypervisor": "shelf", "disks": [{"name": "root", "size": "34MiB"}]})
 
-    assert partition(image).filesystem.dirty
+    with RawSource(image) as source:
+        assert read_partitions(source)[0].filesystem.dirty
     machine = shelf.hypervisor.snapshot("g", {"db1": vm}).machines["db1"]
     with GuestFiles(shelf.hypervisor, machine) as files:
         assert files.open().read(b"/late", most=100) == b"in the journal"
@@ -88,8 +104,8 @@ def test_a_journal_is_replayed_in_the_overlay_and_not_in_the_image(tmp_path, dis
 def test_a_damaged_file_system_is_found_by_its_check(disk):
     write_into(disk, MiB + 4096 * 2, os.urandom(4096 * 2))
 
-    with pytest.raises(DirtyError, match="has errors"):
-        mounts.check_ext(disk, partition(disk), what="disk root")
+    with volume(disk, disk.parent) as found, pytest.raises(DirtyError, match="has errors"):
+        mounts.check_ext(found, what="disk root")
 
 
 def test_without_fuse_one_line_says_what_helps(disk, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def folder(tmp_path):
         qemu_img.create(overlay, "qcow2", MiB, backing=(image.path, image_format))
         write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 64k", str(overlay)]
         subprocess.run(write, check=True, capture_output=True)
-        disks.append(exports.ExportedDisk(image, overlay, overlay, (image.path,)))
+        disks.append(exports.ExportedDisk(image, overlay, (image.path,)))
     return tmp_path, disks
 
 

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Final
 from vmkeep.disks import exports, fingerprint, fstab, journal, mounts, scratch
 from vmkeep.disks.device import Image
 from vmkeep.disks.file_tree import FileTree, show
-from vmkeep.disks.partitions import Partition, read_partitions
-from vmkeep.disks.raw import RawSource
 from vmkeep.errors import SourceError, UnsupportedError, VmkeepError
 from vmkeep.units import MiB
 
@@ -21,7 +19,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from vmkeep.disks.exports import ExportedDisk
+    from vmkeep.disks.exports import ExportedDisk, Volume
+    from vmkeep.disks.partitions import Partition
     from vmkeep.hypervisors.base import Hypervisor, MachineState
 
 _ROOT_SIGNS: Final = (b"/etc/fstab", b"/etc/os-release", b"/usr/lib/os-release")
@@ -157,18 +156,13 @@ def _opened(
     """Mount the guest's files; *verify* checks the file systems when they are unmounted again."""
     with exports.exported(disks, folder=folder, what=f"VM {name}") as found:
         marks = tuple(fingerprint.fingerprint(disk.files) for disk in found)
-        volumes = []
-        for disk in found:
-            with RawSource(disk.path, what=f"VM {name}: disk {disk.image.disk}") as source:
-                volumes.append(read_partitions(source))
         with contextlib.ExitStack() as stack:
-            assembly = _Assembly(name, found, volumes, folder, stack, kernel_mounts=kernel_mounts)
+            assembly = _Assembly(name, found, stack, kernel_mounts=kernel_mounts)
             yield OpenedGuest(name, found, marks, assembly.tree())
-        for index, partition in assembly.mounted if verify else ():
-            if partition.filesystem is not None and partition.filesystem.is_ext:
-                where = f"disk {found[index].image.disk}, partition {partition.number}"
-                what = f"VM {name}: {where}, after the restore"
-                mounts.check_ext(found[index].path, partition, what=what)
+        for where, volume in assembly.mounted if verify else ():
+            inside = volume.partition.filesystem
+            if inside is not None and inside.is_ext:
+                mounts.check_ext(volume, what=f"VM {name}: {where}, after the restore")
 
 
 def _check(name: str, disk: ExportedDisk, mark: str) -> None:
@@ -179,24 +173,22 @@ def _check(name: str, disk: ExportedDisk, mark: str) -> None:
 class _Assembly:
     """Mounts what belongs to the tree, each file system once."""
 
-    def __init__(  # noqa: PLR0913  (the one place that puts them together)
+    def __init__(
         self,
         name: str,
         disks: Sequence[ExportedDisk],
-        volumes: Sequence[Sequence[Partition]],
-        folder: Path,
         stack: contextlib.ExitStack,
         *,
         kernel_mounts: bool,
     ) -> None:
-        self._name, self._disks, self._volumes = name, disks, volumes
-        self._folder, self._stack, self._kernel_mounts = folder, stack, kernel_mounts
-        self._points: dict[tuple[int, Partition], Path] = {}
+        self._name, self._disks, self._stack = name, disks, stack
+        self._kernel_mounts = kernel_mounts
+        self._points: dict[Volume, Path] = {}
 
     @property
-    def mounted(self) -> list[tuple[int, Partition]]:
-        """The index of the disk, and the partition, of each mounted file system."""
-        return list(self._points)
+    def mounted(self) -> list[tuple[str, Volume]]:
+        """The mounted file systems, each with its place for people."""
+        return [(_place(disk, v), v) for disk in self._disks for v in disk.volumes if v in self._points]
 
     def tree(self) -> FileTree:
         """Find the root file system and mount the others below it, as the guest's /etc/fstab says."""
@@ -205,7 +197,7 @@ class _Assembly:
         found: dict[tuple[bytes, ...], Path] = {}
         blocked: dict[tuple[bytes, ...], VmkeepError] = {}
         for mount in fstab.parse(table):
-            place = fstab.find(mount.source, self._volumes)
+            place = fstab.find(mount.source, [[v.partition for v in disk.volumes] for disk in self._disks])
             if not mount.point:
                 continue
             where = f"VM {self._name}: {show(mount.point)}"
@@ -215,20 +207,24 @@ class _Assembly:
                 )
                 continue
             try:
-                found[mount.point] = self._mount(*place)
+                found[mount.point] = self._mount(*self._volume(*place))
             except UnsupportedError as error:
                 blocked[mount.point] = UnsupportedError(f"{where}: {error}")
         return FileTree(root.root, mounts=found, blocked=blocked)
 
+    def _volume(self, index: int, partition: Partition) -> tuple[ExportedDisk, Volume]:
+        disk = self._disks[index]
+        return disk, next(volume for volume in disk.volumes if volume.partition == partition)
+
     def _root(self) -> Path:
         candidates = [
-            (index, partition)
-            for index, partitions in enumerate(self._volumes)
-            for partition in partitions
-            if mounts.mountable(partition, kernel_mounts=self._kernel_mounts)
+            (disk, volume)
+            for disk in self._disks
+            for volume in disk.volumes
+            if mounts.mountable(volume.partition, kernel_mounts=self._kernel_mounts)
         ]
-        for place in candidates:
-            point = self._mount(*place)
+        for disk, volume in candidates:
+            point = self._mount(disk, volume)
             if any(FileTree(point).read(sign, most=1) is not None for sign in _ROOT_SIGNS):
                 return point
         if len(candidates) == 1 and not self._refused():
@@ -249,24 +245,24 @@ class _Assembly:
     def _refused(self) -> list[Partition]:
         """Return the file systems that only the kernel, or nobody, could open."""
         return [
-            partition
-            for partitions in self._volumes
-            for partition in partitions
-            if partition.filesystem is not None
-            and partition.filesystem.kind not in {"swap", "vfat"}
-            and not mounts.mountable(partition, kernel_mounts=self._kernel_mounts)
+            volume.partition
+            for disk in self._disks
+            for volume in disk.volumes
+            if volume.partition.filesystem is not None
+            and volume.partition.filesystem.kind not in {"swap", "vfat"}
+            and not mounts.mountable(volume.partition, kernel_mounts=self._kernel_mounts)
         ]
 
-    def _mount(self, index: int, partition: Partition) -> Path:
-        key = (index, partition)
-        if key not in self._points:
-            point = self._folder / f"mount-{index}-{partition.number}"
-            disk = self._disks[index]
+    def _mount(self, disk: ExportedDisk, volume: Volume) -> Path:
+        if volume not in self._points:
+            point = volume.path.with_name(volume.path.name.replace("volume", "mount"))
             try:
-                self._stack.enter_context(
-                    mounts.mounted(disk.path, partition, point, kernel_mounts=self._kernel_mounts)
-                )
+                self._stack.enter_context(mounts.mounted(volume, point, kernel_mounts=self._kernel_mounts))
             except (UnsupportedError, SourceError) as error:
-                raise type(error)(f"disk {disk.image.disk}, partition {partition.number}: {error}") from error
-            self._points[key] = point
-        return self._points[key]
+                raise type(error)(f"{_place(disk, volume)}: {error}") from error
+            self._points[volume] = point
+        return self._points[volume]
+
+
+def _place(disk: ExportedDisk, volume: Volume) -> str:
+    return f"disk {disk.image.disk}, partition {volume.partition.number}"

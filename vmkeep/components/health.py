@@ -9,8 +9,6 @@ from vmkeep.components.databases import postgresql, sqlite
 from vmkeep.components.guest import GuestFiles
 from vmkeep.disks import exports, mounts, qemu_img, scratch
 from vmkeep.disks.file_tree import show
-from vmkeep.disks.partitions import read_partitions
-from vmkeep.disks.raw import RawSource
 from vmkeep.errors import SourceError, VmkeepError
 
 if TYPE_CHECKING:
@@ -69,17 +67,15 @@ def _check_disk(name: str, image: Image) -> Iterator[str]:
         scratch.scratch_folder() as folder,
         exports.exported([(image, folder / "overlay.qcow2")], folder=folder, what=f"VM {name}") as (disk,),
     ):
-        with RawSource(disk.path, what=what) as source:
-            partitions = read_partitions(source)
-        for partition in partitions:
-            inside = partition.filesystem
-            where = f"{what}, partition {partition.number}"
+        for volume in disk.volumes:
+            inside = volume.partition.filesystem
+            where = f"{what}, partition {volume.partition.number}"
             if inside is None or not inside.is_ext:
-                yield f"{where}: {inside.kind if inside else 'no file system'}"
+                yield f"{where}: {inside.kind if inside else 'nothing known'}"
                 continue
             if inside.dirty:
-                mounts.replay_journal(disk.path, partition)
-            mounts.check_ext(disk.path, partition, what=where)
+                mounts.replay_journal(volume)
+            mounts.check_ext(volume, what=where)
             yield f"{where}: {inside.kind} is clean"
 
 

@@ -55,6 +55,17 @@ def grow(path: Path, format: str, size: int, *, what: str) -> None:  # noqa: A00
         os.fsync(fd)
 
 
+@contextlib.contextmanager
+def reader(path: Path, format: str, *, what: str) -> Iterator[DiskSource]:  # noqa: A002
+    """Open an image for reading, without looking whether it changes meanwhile."""
+    if format == "raw":
+        with RawSource(path, what=what) as raw:
+            yield raw
+        return
+    with _exported(path, format, what, writable=False) as device:
+        yield device
+
+
 class ImageSource:
     """An image that is read; it must not change from its fingerprint on until it is closed."""
 
@@ -77,7 +88,7 @@ class ImageSource:
             stack.enter_context(locking.locked(path, what=f"{what} ({path})"))
             self._expected = expected if expected is not None else fingerprint.fingerprint(self._files)
             fingerprint.check(self._files, self._expected, what=what)
-            self._disk: DiskSource = stack.enter_context(_reader(path, format, what))
+            self._disk: DiskSource = stack.enter_context(reader(path, format, what=what))
             self._stack = stack.pop_all()
 
     @property
@@ -109,16 +120,6 @@ class ImageSource:
         if error is not None:
             self._files = ()  # the first error says more
         self.close()
-
-
-@contextlib.contextmanager
-def _reader(path: Path, format: str, what: str) -> Iterator[DiskSource]:  # noqa: A002
-    if format == "raw":
-        with RawSource(path, what=what) as raw:
-            yield raw
-        return
-    with _exported(path, format, what, writable=False) as device:
-        yield device
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from vmkeep.disks.exports import Volume
     from vmkeep.disks.partitions import Partition
 
 _KERNEL: Final = {"xfs", "btrfs", "vfat", "iso9660", "ntfs"}
@@ -51,8 +52,8 @@ def refusal(partition: Partition) -> str:
 
 
 @contextlib.contextmanager
-def mounted(disk: Path, partition: Partition, point: Path, *, kernel_mounts: bool) -> Iterator[None]:
-    """Mount what is in *partition* of the raw file *disk* at the folder *point*, writable.
+def mounted(volume: Volume, point: Path, *, kernel_mounts: bool) -> Iterator[None]:
+    """Mount a volume at the new folder *point*, writable.
 
     When the block ends without an error, everything written is in the file.
 
@@ -60,42 +61,37 @@ def mounted(disk: Path, partition: Partition, point: Path, *, kernel_mounts: boo
         UnsupportedError: there is no way here to mount it.
         SourceError: it is damaged.
     """
-    if not mountable(partition, kernel_mounts=kernel_mounts):
-        raise UnsupportedError(refusal(partition))
+    if not mountable(volume.partition, kernel_mounts=kernel_mounts):
+        raise UnsupportedError(refusal(volume.partition))
     point.mkdir()
-    inside = partition.filesystem
+    inside = volume.partition.filesystem
     if inside is not None and inside.is_ext:
         if inside.dirty:
-            replay_journal(disk, partition)
-        with _fuse2fs(disk, partition, point):
+            replay_journal(volume)
+        with _fuse2fs(volume.path, point):
             yield
     else:
-        with _kernel(disk, partition, point):
+        with _kernel(volume, point):
             yield
 
 
-def replay_journal(disk: Path, partition: Partition) -> None:
+def replay_journal(volume: Volume) -> None:
     """Bring an ext file system that was not unmounted into order, as a mount would."""
-    tools.run("e2fsck", "-p", "-E", "journal_only", _at(disk, partition), timeout_s=_CHECK_S, accept=(0, 1))
+    tools.run("e2fsck", "-p", "-E", "journal_only", str(volume.path), timeout_s=_CHECK_S, accept=(0, 1))
 
 
-def check_ext(disk: Path, partition: Partition, *, what: str) -> None:
+def check_ext(volume: Volume, *, what: str) -> None:
     """Check an ext file system in full, without changing it.
 
     Raises:
         DirtyError: it has errors; carries what e2fsck said.
     """
     try:
-        tools.run("e2fsck", "-f", "-n", _at(disk, partition), timeout_s=_CHECK_S)
+        tools.run("e2fsck", "-f", "-n", str(volume.path), timeout_s=_CHECK_S)
     except TemporaryError:
         raise
     except SourceError as error:
         raise DirtyError(f"{what}: the file system has errors: {error}") from error
-
-
-def _at(disk: Path, partition: Partition) -> str:
-    # See: e2fsprogs, lib/ext2fs/openfs.c: options of the I/O manager follow a question mark.
-    return f"{disk}?offset={partition.start}"
 
 
 def _kernel_allowed(kernel_mounts: bool) -> bool:  # noqa: FBT001  (a switch of the fleet file)
@@ -103,8 +99,8 @@ def _kernel_allowed(kernel_mounts: bool) -> bool:  # noqa: FBT001  (a switch of 
 
 
 @contextlib.contextmanager
-def _fuse2fs(disk: Path, partition: Partition, point: Path) -> Iterator[None]:
-    options = f"offset={partition.start},{_FUSE2FS}" + ("" if os.geteuid() == 0 else ",fakeroot")
+def _fuse2fs(disk: Path, point: Path) -> Iterator[None]:
+    options = _FUSE2FS + ("" if os.geteuid() == 0 else ",fakeroot")
     command = [tools.find("fuse2fs"), "-f", str(disk), str(point), "-o", options]
     log = point.with_name(f"{point.name}.log")
     with log.open("wb") as output:
@@ -124,13 +120,12 @@ def _fuse2fs(disk: Path, partition: Partition, point: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _kernel(disk: Path, partition: Partition, point: Path) -> Iterator[None]:
-    inside = partition.filesystem
+def _kernel(volume: Volume, point: Path) -> Iterator[None]:
+    inside = volume.partition.filesystem
     assert inside is not None  # noqa: S101  (mountable)
-    window = f"loop,offset={partition.start},sizelimit={partition.length},nosuid,nodev,noexec"
     # nouuid: xfs refuses a second copy of a file system that is mounted already.
-    extra = ",nouuid" if inside.kind == "xfs" else ""
-    tools.run("mount", "-t", inside.kind, "-o", window + extra, str(disk), str(point), timeout_s=_START_S)
+    options = "loop,nosuid,nodev,noexec" + (",nouuid" if inside.kind == "xfs" else "")
+    tools.run("mount", "-t", inside.kind, "-o", options, str(volume.path), str(point), timeout_s=_START_S)
     try:
         yield
         _unmount(point)
