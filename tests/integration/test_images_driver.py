@@ -44,7 +44,11 @@ def virtual_machine(image, image_format):
         with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
             connection.settimeout(20)
             connection.connect(str(monitor))
-            connection.recv(1)  # greets when all of the machine is there
+            # It greets early, and answers when all of the machine is there.
+            connection.sendall(b'{"execute": "qmp_capabilities"} {"execute": "query-status"}')
+            answers = b""
+            while b'"status"' not in answers and (part := connection.recv(4096)):
+                answers += part
         yield process
     finally:
         process.kill()
