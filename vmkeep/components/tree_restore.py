@@ -12,6 +12,7 @@ import errno
 import itertools
 import os
 import stat
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -92,12 +93,13 @@ def restore_tree(  # noqa: PLR0913  (each is a keyword, and none belongs to anot
     if choice.owners and os.geteuid() != 0:
         chosen = (entry for entry in entries(reader, catalogue_ref) if choice.takes(entry))
         _require_no_root(chosen, into_image=choice.in_place)
-    writer = _Writer(into, Content(reader, content), choice, what, progress)
     seen = set()
-    for entry in entries(reader, catalogue_ref):
-        if choice.takes(entry) or choice.passes(entry):
-            writer.write(entry)
-        seen |= {path for path in choice.paths if entry.path[: len(path)] == path and not entry.passage}
+    with contextlib.closing(Content(reader, content)) as data:
+        writer = _Writer(into, data, choice, what, progress)
+        for entry in entries(reader, catalogue_ref):
+            if choice.takes(entry) or choice.passes(entry):
+                writer.write(entry)
+            seen |= {path for path in choice.paths if entry.path[: len(path)] == path and not entry.passage}
     lost = [show(path) for path in choice.paths if path not in seen and path]
     if lost:
         raise NotFoundError(f"{what}: the recovery point does not have {', '.join(lost)}")
@@ -125,6 +127,7 @@ class Content:
             IntegrityError: the stream ends before.
         """
         if start != self._at:
+            self.close()
             self._blocks = self._reader.read_stream(self._ref, start)
             self._rest = memoryview(b"")
             self._at = start
@@ -140,6 +143,11 @@ class Content:
             self._at += len(part)
             length -= len(part)
             yield part
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if isinstance(self._blocks, Generator):
+            self._blocks.close()
 
 
 @dataclass(slots=True)
