@@ -5,33 +5,42 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmkeep.planning.execution import State
+from vmkeep.planning.step import Verb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmkeep.planning.execution import Outcome
     from vmkeep.planning.plan import Plan
+    from vmkeep.planning.step import Step
 
 
 def still_done(plan: Plan, outcomes: Mapping[str, Outcome]) -> frozenset[str]:
     """Return the steps of an earlier run whose work still counts.
 
-    A step that succeeded is repeated all the same if a step before it is, or if what it made is gone
-    and wanted: after `release` a snapshot is gone, so a failed `backup` has to take a new one, and then
-    its group's other backups are repeated too, for they must show the same moment. A failed `upload`
-    repeats only itself: it reads the spool, not the snapshot.
+    A step that succeeded is repeated all the same if a step before it is, or if what it made is gone:
+
+    - a snapshot after `release`: a `backup` that is still missing needs a new one, and then the group's
+      other backups are repeated too, for they must show the same moment;
+    - what was saved for a VM after a `seal` that missed something: the session is decided, and the rest
+      goes into a new one. Where the run was killed before `seal`, only what is missing is repeated.
     """
     done = {
         name for name, outcome in outcomes.items() if outcome.state is State.SUCCEEDED and name in plan.steps
     }
-    while repeated := {name for name in done if _repeated(plan, outcomes, done, name)}:
+    while repeated := {name for name in done if _repeated(plan, outcomes, done, plan.steps[name])}:
         done -= repeated
     return frozenset(done)
 
 
-def _repeated(plan: Plan, outcomes: Mapping[str, Outcome], done: set[str], name: str) -> bool:
-    if any(before not in done for before in plan.graph.predecessors(name)):
+def _repeated(plan: Plan, outcomes: Mapping[str, Outcome], done: set[str], step: Step) -> bool:
+    if any(before not in done for before in plan.graph.predecessors(step.id)):
         return True
-    behind = [(after, plan.steps[after]) for after in plan.graph.successors(name)]
-    undone = any(step.always and after in outcomes for after, step in behind)
-    return undone and any(name in step.needs and after not in done for after, step in behind)
+    behind = [plan.steps[name] for name in plan.graph.successors(step.id)]
+    if step.verb is Verb.SNAPSHOT:
+        released = any(one.verb is Verb.RELEASE and one.id in outcomes for one in behind)
+        return released and any(step.id in one.needs and one.id not in done for one in behind)
+    if step.verb in {Verb.BACKUP, Verb.UPLOAD}:
+        seal = plan.steps.get(f"seal {step.vms[0]}")
+        return seal is not None and seal.id in outcomes and not seal.after <= done
+    return False
