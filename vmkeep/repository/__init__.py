@@ -1,1 +1,30 @@
-"""Deduplicated, compressed, encrypted chunks in a store."""
+"""Recovery points in a store: deduplicated, compressed, encrypted; see `docs/format.md`."""
+
+from vmkeep.repository.committed import PointInfo
+from vmkeep.repository.manifest import DiskRef, Leaf, Point, SavedComponent, Stats, StreamRef
+from vmkeep.repository.read_disk import SavedDisk
+from vmkeep.repository.repository import PackFault, Repository
+from vmkeep.repository.secret import Secret, generate_key_file, read_key_file, read_key_variable
+from vmkeep.repository.session import Session
+from vmkeep.repository.verify import Damage, Place, VerifyReport
+
+__all__ = [
+    "Damage",
+    "DiskRef",
+    "Leaf",
+    "PackFault",
+    "Place",
+    "Point",
+    "PointInfo",
+    "Repository",
+    "SavedComponent",
+    "SavedDisk",
+    "Secret",
+    "Session",
+    "Stats",
+    "StreamRef",
+    "VerifyReport",
+    "generate_key_file",
+    "read_key_file",
+    "read_key_variable",
+]

@@ -1,0 +1,153 @@
+"""Where chunks lie: sorted arrays, 56 bytes a chunk, never a dictionary of Python objects.
+
+A table of packs, and one entry for each chunk, sorted by id:
+
+    entry   id 32 | pack u32 | offset u32 | stored u32 | raw u32        (48 bytes, little-endian)
+
+A look-up is a binary search over the first eight bytes of the ids, which are as good as random.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from vmkeep.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+ENTRY: Final = np.dtype(
+    [("id", "u1", (32,)), ("pack", "<u4"), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4")]
+)
+_PACK: Final = struct.Struct("<16sQ")
+_COUNT: Final = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class PackInfo:
+    """A pack that exists."""
+
+    name: bytes
+    """16 bytes."""
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a chunk lies."""
+
+    id: bytes
+    pack: PackInfo
+    offset: int
+    stored: int
+    """Bytes in the pack behind the record's header."""
+    raw: int
+    """Bytes of the chunk itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The chunks of some sessions; immutable."""
+
+    packs: Sequence[PackInfo]
+    entries: NDArray[Any]
+    """Of dtype `ENTRY`, sorted by the first eight bytes of the id."""
+    _prefixes: NDArray[np.uint64] = field(repr=False)
+
+    @classmethod
+    def build(cls, packs: Sequence[PackInfo], entries: NDArray[Any]) -> Index:
+        """Sort *entries*, whose `pack` counts into *packs*."""
+        prefixes = _prefixes(entries["id"])
+        order = np.argsort(prefixes, kind="stable")
+        return cls(packs, entries[order], prefixes[order])
+
+    @classmethod
+    def empty(cls) -> Index:
+        """Return an index without chunks."""
+        return cls.build((), np.empty(0, ENTRY))
+
+    @classmethod
+    def merge(cls, indexes: Iterable[Index], *, without: frozenset[bytes] = frozenset()) -> Index:
+        """Return one index of all, leaving out the chunks in the packs named in *without*."""
+        packs: list[PackInfo] = []
+        parts = [np.empty(0, ENTRY)]
+        for index in indexes:
+            part = index.entries.copy()
+            keep = np.array([pack.name not in without for pack in index.packs], bool)
+            if not keep.all():
+                part = part[keep[part["pack"]]]
+            part["pack"] += len(packs)
+            packs.extend(index.packs)
+            parts.append(part)
+        return cls.build(packs, np.concatenate(parts))
+
+    @classmethod
+    def of_packs(cls, packs: Iterable[tuple[PackInfo, NDArray[Any]]]) -> Index:
+        """Return the index of packs with their entries."""
+        return cls.merge(cls.build((info,), entries) for info, entries in packs)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, chunk: bytes) -> bool:
+        return self._find(chunk) is not None
+
+    def locate(self, chunk: bytes) -> Location | None:
+        """Return where a chunk lies, if it is known."""
+        at = self._find(chunk)
+        if at is None:
+            return None
+        entry = self.entries[at]
+        return Location(
+            chunk,
+            self.packs[int(entry["pack"])],
+            int(entry["offset"]),
+            int(entry["stored"]),
+            int(entry["raw"]),
+        )
+
+    def _find(self, chunk: bytes) -> int | None:
+        prefix = np.uint64(int.from_bytes(chunk[:8], "big"))
+        at = int(self._prefixes.searchsorted(prefix))
+        while at < len(self._prefixes) and self._prefixes[at] == prefix:
+            if self.entries[at]["id"].tobytes() == chunk:
+                return at
+            at += 1
+        return None
+
+    def encode(self) -> bytes:
+        """Return the index as bytes; see `docs/format.md`."""
+        table = b"".join(_PACK.pack(pack.name, pack.size) for pack in self.packs)
+        head = _COUNT.pack(len(self.packs)) + table + _COUNT.pack(len(self.entries))
+        return head + self.entries.tobytes()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Index:
+        """Read what `encode` returned.
+
+        Raises:
+            IntegrityError: the counts do not fit the length.
+        """
+        try:
+            (count,) = _COUNT.unpack_from(data)
+            table = _COUNT.size + count * _PACK.size
+            packs = tuple(
+                PackInfo(*_PACK.unpack_from(data, _COUNT.size + i * _PACK.size)) for i in range(count)
+            )
+            (length,) = _COUNT.unpack_from(data, table)
+            entries = np.frombuffer(data, ENTRY, length, table + _COUNT.size)
+        except (struct.error, ValueError) as error:
+            raise IntegrityError(f"an index is damaged: {error}") from error
+        if len(entries) and int(entries["pack"].max()) >= count:
+            raise IntegrityError(f"an index is damaged: it names a pack beyond its {count}")
+        return cls.build(packs, entries)
+
+
+def _prefixes(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(ids[:, :8]).view(">u8").ravel().astype(np.uint64)

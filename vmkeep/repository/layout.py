@@ -1,0 +1,75 @@
+"""The names of the repository's objects."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from datetime import UTC, datetime
+from typing import Final
+
+from vmkeep.errors import InputError
+
+FORMAT: Final = "format"
+KEYS: Final = "keys/"
+OPEN: Final = "open/"
+PACKS: Final = "packs/"
+INDEX: Final = "index/"
+POINTS: Final = "points/"
+RUNS: Final = "runs/"
+CONDEMNED: Final = "gc/"
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SESSION: Final = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{12}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return *name* when it can be part of a key.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise InputError(f"{name!r} is no name of a {kind}: write letters, digits, '.', '_' and '-'")
+    return name
+
+
+def new_session_id(now: datetime) -> str:
+    """Return an id that sorts by time, to the millisecond, and is never drawn twice."""
+    moment = now.astimezone(UTC)
+    return f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(6)}"
+
+
+def is_session_id(text: str) -> bool:
+    """Tell whether *text* was made by `new_session_id`."""
+    return _SESSION.fullmatch(text) is not None
+
+
+def key_slot(slot: str) -> str:
+    """Return the key of a key slot."""
+    return f"{KEYS}{check_name('key slot', slot)}"
+
+
+def open_record(session: str) -> str:
+    """Return the key that says that a session is under way."""
+    return f"{OPEN}{session}"
+
+
+def pack(name: bytes) -> str:
+    """Return the key of the pack with this name (16 bytes)."""
+    text = name.hex()
+    return f"{PACKS}{text[:2]}/{text}"
+
+
+def index(session: str, part: int = 1) -> str:
+    """Return the key of a session's index; its parts are counted from 1."""
+    return f"{INDEX}{session}" if part == 1 else f"{INDEX}{session}.{part}"
+
+
+def decision(vm: str, session: str) -> str:
+    """Return the key at which a session is decided: its recovery point, or VOID."""
+    return f"{POINTS}{check_name('VM', vm)}/{session}"
+
+
+def run(run_id: str) -> str:
+    """Return the key of a run's record."""
+    return f"{RUNS}{check_name('run', run_id)}"

@@ -1,0 +1,188 @@
+"""Packs: many sealed chunks in one object.
+
+    "VMKPACK" 0x01 | name 16 | 8 zeros                              header, 32 bytes
+    record header 48 | AES-256-GCM(chunk or zstd frame)             for each chunk
+    AES-256-GCM(record headers and their offsets)                   footer
+    footer length u32 | records u32 | "VMKFOOT" 0x01                trailer, 16 bytes
+
+The key is derived with the pack's name, which is random, and the nonce of a record is its number in the
+pack. A pack that was begun by a process that died is never continued, so no nonce is used for two texts.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import zstandard
+from cryptography.exceptions import InvalidTag
+
+from vmkeep.errors import IntegrityError
+from vmkeep.repository.codec import ZSTD, decompress
+from vmkeep.repository.crypto import TAG_SIZE
+from vmkeep.repository.index import ENTRY, PackInfo
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
+
+    from vmkeep.repository.crypto import Buffer, Keys
+    from vmkeep.repository.index import Location
+
+HEADER: Final = struct.Struct("<8s16s8x")
+RECORD: Final = struct.Struct("<32sIIIB3x")
+"""Id, number, bytes that follow, bytes of the chunk, codec."""
+TRAILER: Final = struct.Struct("<II8s")
+MAGIC: Final = b"VMKPACK\x01"
+FOOT: Final = b"VMKFOOT\x01"
+_FOOTER_NUMBER: Final = 2**32 - 1
+"""A number that no record has: it would need 64 GiB of headers alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedPack:
+    """A pack whose bytes will not change any more."""
+
+    info: PackInfo
+    entries: NDArray[Any]
+    """Of dtype `ENTRY`, in order of offset; `pack` is 0."""
+
+
+class PackWriter:
+    """Appends chunks to a new file. Not safe to use from several threads.
+
+    Args:
+        path: where to write; must not exist.
+    """
+
+    def __init__(self, keys: Keys, path: Path) -> None:
+        self.name = secrets.token_bytes(16)
+        self.path = path
+        self._binding = keys.binding("pack", self.name)
+        self._cipher = keys.pack_cipher(self.name)
+        self._file = path.open("xb", buffering=0)
+        self._entries: list[tuple[bytes, int, int, int]] = []
+        self.size = 0
+        self._write(HEADER.pack(MAGIC, self.name))
+
+    def append(self, chunk: bytes, data: Buffer, raw: int, codec: int) -> int:
+        """Encrypt and write one chunk, and return what it takes, in bytes.
+
+        Args:
+            chunk: its id.
+            data: its bytes, or their zstd frame, as *codec* says.
+            raw: the length of its bytes before compression.
+
+        Raises:
+            OSError: the disk is full, or another fault of the spool.
+        """
+        number, offset = len(self._entries), self.size
+        head = RECORD.pack(chunk, number, len(data) + TAG_SIZE, raw, codec)
+        sealed = self._cipher.encrypt(_nonce(number), data, self._binding + head)
+        self._write(head, sealed)
+        self._entries.append((chunk, offset, len(sealed), raw))
+        return len(head) + len(sealed)
+
+    @property
+    def records(self) -> int:
+        """How many chunks it has."""
+        return len(self._entries)
+
+    def finish(self) -> FinishedPack:
+        """Write footer and trailer; on return the file is on stable storage.
+
+        Raises:
+            OSError: as above.
+        """
+        entries = np.zeros(len(self._entries), ENTRY)
+        if self._entries:
+            ids, offsets, stored, raw = zip(*self._entries, strict=True)
+            entries["id"] = np.frombuffer(b"".join(ids), np.uint8).reshape(-1, 32)
+            entries["offset"], entries["stored"], entries["raw"] = offsets, stored, raw
+        footer = zstandard.ZstdCompressor(level=1).compress(entries.tobytes())
+        sealed = self._cipher.encrypt(_nonce(_FOOTER_NUMBER), footer, self._binding + b"footer")
+        self._write(sealed, TRAILER.pack(len(sealed), len(entries), FOOT))
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return FinishedPack(PackInfo(self.name, self.size), entries)
+
+    def abandon(self) -> None:
+        """Close and remove the file."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, *parts: bytes) -> None:
+        expected = sum(map(len, parts))
+        written = os.writev(self._file.fileno(), parts)
+        if written != expected:  # the disk is full, or nearly; the rest says why
+            rest = b"".join(parts)[written:]
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        self.size += expected
+
+
+class PackReader:
+    """Opens the records of one pack."""
+
+    def __init__(self, keys: Keys, name: bytes) -> None:
+        self._keys = keys
+        self._binding = keys.binding("pack", name)
+        self._cipher = keys.pack_cipher(name)
+
+    def chunk(self, record: memoryview, wanted: Location) -> Buffer:
+        """Return the bytes of the chunk *wanted* from its record.
+
+        Raises:
+            IntegrityError: the record is damaged, or another one.
+        """
+        if len(record) != RECORD.size + wanted.stored:
+            raise IntegrityError("the pack is cut off there")
+        chunk, number, stored, raw, codec = RECORD.unpack_from(record)
+        if (chunk, stored, raw) != (wanted.id, wanted.stored, wanted.raw):
+            raise IntegrityError("the record's header is not the one that the index describes")
+        head, body = bytes(record[: RECORD.size]), record[RECORD.size :]
+        try:
+            data: Buffer = self._cipher.decrypt(_nonce(number), body, self._binding + head)
+        except InvalidTag:
+            raise IntegrityError("the record does not authenticate") from None
+        data = decompress(data, codec, raw)
+        if len(data) != raw or self._keys.chunk_id(data) != chunk:
+            raise IntegrityError("the bytes do not hash to the chunk's id")
+        return data
+
+    def footer(self, data: bytes) -> NDArray[Any]:
+        """Return the entries in footer and trailer (*data* ends with them) of a pack.
+
+        Raises:
+            IntegrityError: they are damaged.
+        """
+        length = footer_length(data[-TRAILER.size :])
+        body = data[-TRAILER.size - length : -TRAILER.size]
+        try:
+            plain = self._cipher.decrypt(_nonce(_FOOTER_NUMBER), body, self._binding + b"footer")
+        except InvalidTag:
+            raise IntegrityError("the pack's footer does not authenticate") from None
+        size = TRAILER.unpack(data[-TRAILER.size :])[1] * ENTRY.itemsize
+        return np.frombuffer(decompress(plain, ZSTD, size), ENTRY)
+
+
+def footer_length(trailer: bytes) -> int:
+    """Return the length of the footer in front of a pack's *trailer*.
+
+    Raises:
+        IntegrityError: this is no trailer.
+    """
+    if len(trailer) != TRAILER.size or not trailer.endswith(FOOT):
+        raise IntegrityError("the pack's trailer is damaged or cut off")
+    length: int = TRAILER.unpack(trailer)[0]
+    return length
+
+
+def _nonce(number: int) -> bytes:
+    return number.to_bytes(12, "big")

@@ -1,0 +1,158 @@
+"""Chunks into packs: what the repository has already is not stored again."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.errors import TemporaryError
+from vmkeep.repository.codec import compress
+from vmkeep.repository.pack import PackWriter
+from vmkeep.repository.spool import spooling
+from vmkeep.units import MiB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from vmkeep.repository.crypto import Buffer, Keys
+    from vmkeep.repository.index import Index, PackInfo
+    from vmkeep.repository.pack import FinishedPack
+    from vmkeep.repository.spool import Spool
+
+_LARGEST_RECORD: Final = 5 * MiB
+"""More than a stream's largest chunk (4 MiB) and the footer of a full pack."""
+_MOST_RECORDS: Final = 2**14
+"""Keeps the footer small, and the list of entries while the pack is filled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A chunk that the repository has now."""
+
+    id: bytes
+    stored: int
+    """What it took, in bytes; 0: the repository had it already."""
+
+
+class Packer:
+    """Stores chunks in packs in the spool. Safe to use from several threads.
+
+    Args:
+        known: the chunks that committed sessions have stored.
+        most: the largest size of a pack, in bytes.
+        packs: those that this session finished before.
+        finished: called with each pack that is finished, by the thread that filled it.
+    """
+
+    def __init__(
+        self,
+        keys: Keys,
+        spool: Spool,
+        known: Index,
+        packs: Iterable[FinishedPack],
+        *,
+        most: int,
+        finished: Callable[[PackInfo], None],
+    ) -> None:
+        self.packs: dict[bytes, FinishedPack] = {pack.info.name: pack for pack in packs}
+        """The finished packs of this session by name."""
+        self._keys = keys
+        self._spool = spool
+        self._known = known
+        self._enough = most - _LARGEST_RECORD
+        self._finished = finished
+        self._new = {entry.tobytes() for pack in self.packs.values() for entry in pack.entries["id"]}
+        self._current: PackWriter | None = None
+        self._finishing = 0
+        self._failure: BaseException | None = None
+        self._changed = threading.Condition()
+
+    def has(self, chunk: bytes) -> bool:
+        """Tell whether the chunk is stored, by this session or one that committed before it began."""
+        return chunk in self._new or chunk in self._known
+
+    def put(self, data: Buffer) -> Stored:
+        """Store a chunk unless it is there.
+
+        Raises:
+            TemporaryError: the spool's disk is full, now or earlier: the session must be resumed.
+        """
+        chunk = self._keys.chunk_id(data)
+        if self.has(chunk):
+            return Stored(chunk, 0)
+        body, codec = compress(data)
+        full = None
+        with self._changed:
+            self._check()
+            if chunk in self._new:  # another thread was faster
+                return Stored(chunk, 0)
+            with self._failing():
+                if self._current is None:
+                    self._current = PackWriter(self._keys, self._spool.new_pack())
+                stored = self._current.append(chunk, body, len(data), codec)
+            self._new.add(chunk)
+            if self._current.size > self._enough or self._current.records >= _MOST_RECORDS:
+                full = self._take()
+        if full is not None:
+            self._finish(full)
+        return Stored(chunk, stored)
+
+    def flush(self) -> None:
+        """Return when everything stored so far is in finished packs, on stable storage.
+
+        Raises:
+            TemporaryError: as above.
+        """
+        with self._changed:
+            self._check()
+            last = self._take() if self._current is not None else None
+        if last is not None:
+            self._finish(last)
+        with self._changed:
+            self._changed.wait_for(lambda: not self._finishing)
+            self._check()
+
+    def abandon(self) -> None:
+        """Drop the pack that is not finished; nothing can be stored any more."""
+        with self._changed:
+            if self._current is not None:
+                self._current.abandon()
+                self._current = None
+            self._failure = self._failure or TemporaryError("the session was closed")
+
+    def _take(self) -> PackWriter | None:
+        pack, self._current = self._current, None
+        self._finishing += 1
+        return pack
+
+    def _finish(self, writer: PackWriter) -> None:
+        # Outside the lock: the disk takes its time, and other threads fill the next pack meanwhile.
+        try:
+            with self._failing():
+                pack = writer.finish()
+                self._spool.keep_pack(writer.path, pack)
+            with self._changed:
+                self.packs[pack.info.name] = pack
+            self._finished(pack.info)
+        finally:
+            with self._changed:
+                self._finishing -= 1
+                self._changed.notify_all()
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise TemporaryError(
+                f"the spool failed earlier ({self._failure}); begin the session again to continue it"
+            ) from self._failure
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Remember an error: chunks are lost that other components may count on already."""
+        try:
+            with spooling(self._spool.folder / "packs"):
+                yield
+        except BaseException as error:
+            self._failure = self._failure or error
+            raise

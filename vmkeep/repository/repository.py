@@ -1,0 +1,304 @@
+"""The repository: recovery points of many VMs in one store, deduplicated, compressed, encrypted."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vmkeep.errors import AccessError, ConflictError, InputError, IntegrityError, NotFoundError
+from vmkeep.repository import keyslot, layout, sealed, session
+from vmkeep.repository.chunks import Chunks
+from vmkeep.repository.committed import CommittedIndex, PointInfo, list_points
+from vmkeep.repository.crypto import KEY_SIZE, Keys
+from vmkeep.repository.decision import decode
+from vmkeep.repository.format import Format
+from vmkeep.repository.parallel import TRANSFERS, in_order
+from vmkeep.repository.read_disk import SavedDisk
+from vmkeep.repository.read_stream import read_stream
+from vmkeep.repository.records import from_json, to_json
+from vmkeep.repository.restore_disk import restore_disk
+from vmkeep.repository.verify import VerifyReport, verify
+from vmkeep.stores.probe import probe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from vmkeep.disks.device import DiskTarget
+    from vmkeep.repository.index import Index
+    from vmkeep.repository.manifest import DiskRef, Point, StreamRef
+    from vmkeep.repository.secret import Secret
+    from vmkeep.repository.session import Session
+    from vmkeep.stores.base import Store
+
+
+@dataclass(frozen=True, slots=True)
+class PackFault:
+    """A pack that is not as the index says."""
+
+    pack: str
+    """Its key."""
+    expected: int
+    """Bytes."""
+    found: int | None
+    """`None`: it is missing."""
+
+
+class Repository:
+    """A repository that was opened with a secret. Safe to use from several threads."""
+
+    def __init__(self, store: Store, format_: Format, keys: Keys, *, cache: Path | None = None) -> None:
+        self.store = store
+        self.format = format_
+        self.keys = keys
+        self.committed = CommittedIndex(store, keys, cache)
+        self.chunks = Chunks(store, keys, self._index)
+        self._points: dict[str, Point] = {}
+        self._probed = False
+
+    @classmethod
+    def init(cls, store: Store, secret: Secret, *, slot: str = "default", cache: Path | None = None) -> Self:
+        """Make a repository in *store*; what an interrupted call left is completed.
+
+        Raises:
+            InputError: there is a repository, or the store is not fit for one.
+        """
+        probe(store)
+        data = Format.new().encode()
+        if not store.put_if_absent(layout.FORMAT, data):
+            data = store.get(layout.FORMAT)
+        format_ = Format.decode(data)
+        master = secrets.token_bytes(KEY_SIZE)
+        slots = [info.key for info in store.list(layout.KEYS)]
+        wrapped = keyslot.wrap(master, secret, slot, data)
+        if slots or not store.put_if_absent(layout.key_slot(slot), wrapped):
+            raise InputError(f"{store.url} holds a repository already; open it, or use another place")
+        return cls(store, format_, Keys.from_master(master, format_.repository), cache=cache)
+
+    @classmethod
+    def open(
+        cls, store: Store, secret: Secret, *, slot: str | None = None, cache: Path | None = None
+    ) -> Self:
+        """Open the repository in *store* with any slot, or the one named.
+
+        Args:
+            cache: a folder for index objects, encrypted; worth it when the store is far away.
+
+        Raises:
+            NotFoundError: there is no repository.
+            AccessError: the key is wrong.
+            IntegrityError: the format object or the key slot is damaged.
+            UnsupportedError: a newer vmkeep made it.
+        """
+        try:
+            data = store.get(layout.FORMAT)
+        except NotFoundError:
+            raise NotFoundError(f"{store.url} holds no repository; make one with 'vmkeep init'") from None
+        format_ = Format.decode(data)
+        format_.require("read")
+        master = _unwrap(store, secret, slot, data)
+        return cls(store, format_, Keys.from_master(master, format_.repository), cache=cache)
+
+    def begin(
+        self, *, vm: str, run: str, spool: Path, fleet: str = "", spool_limit: int = session.SPOOL_LIMIT
+    ) -> Session:
+        """Begin to save a VM, or continue what an interrupted process of the same *run* began.
+
+        Args:
+            run: the backup run; what another run left in the spool is dropped, for it saw another snapshot.
+            spool: a folder for this VM on the local disk.
+            spool_limit: bytes of packs in the spool above which saving waits for uploads.
+
+        Raises:
+            ConflictError: another process uses the spool, or the session was declared dead: begin anew.
+            InputError: the store is not fit for a repository, or the spool is another VM's.
+            UnsupportedError: the repository has features that this vmkeep cannot write.
+        """
+        self.format.require("write")
+        if not self._probed:
+            probe(self.store)
+            self._probed = True
+        return session.begin(self, vm=vm, run=run, fleet=fleet, folder=spool, spool_limit=spool_limit)
+
+    def list_points(self, vm: str | None = None) -> list[PointInfo]:
+        """Return what a listing says of the recovery points, oldest first; reads none."""
+        return list_points(self.store, vm)
+
+    def points(
+        self,
+        vm: str | None = None,
+        *,
+        damaged: Callable[[PointInfo, IntegrityError], None] | None = None,
+    ) -> list[Point]:
+        """Return the recovery points, oldest first.
+
+        Args:
+            damaged: called for each point that cannot be read, which is left out then.
+
+        Raises:
+            IntegrityError: a point is damaged, and *damaged* is not given.
+        """
+        infos = self.list_points(vm)
+        found = []
+        for info, point in zip(infos, in_order(self._try_point, infos, threads=TRANSFERS), strict=True):
+            if not isinstance(point, IntegrityError):
+                found.append(point)
+            elif damaged is None:
+                raise point
+            else:
+                damaged(info, point)
+        return found
+
+    def point(self, vm: str, session_id: str = "latest") -> Point:
+        """Return one recovery point, by its session's id, the beginning of it, or `latest`.
+
+        Raises:
+            NotFoundError: there is none.
+            InputError: the beginning fits several.
+            IntegrityError: it is damaged.
+        """
+        infos = self.list_points(vm)
+        if session_id == "latest":
+            infos = infos[-1:]
+        else:
+            infos = [info for info in infos if info.session.startswith(session_id)]
+        if not infos:
+            raise NotFoundError(f"{self.store.url} has no recovery point {session_id!r} of {vm}")
+        if len(infos) > 1:
+            names = ", ".join(info.session for info in infos[:5])
+            raise InputError(
+                f"{session_id!r} fits {len(infos)} recovery points of {vm}: {names}; write more of it"
+            )
+        return self._load_point(infos[0])
+
+    def restore_disk(
+        self,
+        ref: DiskRef,
+        target: DiskTarget,
+        *,
+        what: str = "disk",
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Write a whole disk; holes only where the target is not fresh.
+
+        Args:
+            what: how messages call the disk.
+            progress: told how many bytes of the disk, holes included, were dealt with; from any thread.
+
+        Raises:
+            InputError: the target is too small.
+            IntegrityError: stored data is missing or damaged; the target is incomplete then.
+        """
+        fan = self.format.disk_leaf
+        restore_disk(ref, target, self.chunks, fan=fan, what=what, progress=progress)
+
+    def open_disk(self, ref: DiskRef) -> SavedDisk:
+        """Open a saved disk for reading anywhere in it."""
+        return SavedDisk(ref, self.chunks, fan=self.format.disk_leaf)
+
+    def read_stream(self, ref: StreamRef, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a stream from *start*, in blocks of any size.
+
+        Raises:
+            IntegrityError: a chunk is missing or damaged; what was yielded before is right.
+        """
+        return read_stream(ref, self.chunks, start, length)
+
+    def verify(
+        self,
+        point: Point,
+        *,
+        share: float = 1.0,
+        seed: int | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> VerifyReport:
+        """Read back a *share* (0 to 1) of a point's chunks, drawn with *seed*, and every leaf.
+
+        Raises:
+            TemporaryError: the store is away.
+        """
+        return verify(
+            point, self.chunks, fan=self.format.disk_leaf, share=share, seed=seed, progress=progress
+        )
+
+    def check_objects(self) -> list[PackFault]:
+        """Return the packs of committed sessions that are missing or have another size; reads none."""
+        sizes = {info.key: info.size for info in self.store.list(layout.PACKS)}
+        faults = []
+        for pack in self.committed.refresh().packs:
+            key = layout.pack(pack.name)
+            if sizes.get(key) != pack.size:
+                faults.append(PackFault(key, pack.size, sizes.get(key)))
+        return faults
+
+    def put_run(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """Keep the record of a run; a second call with the same record does nothing.
+
+        Raises:
+            ConflictError: another record was kept under this id.
+        """
+        key = layout.run(run_id)
+        body = to_json(dict(record))
+        if self.store.put_if_absent(key, sealed.seal(self.keys, "run", key, body)):
+            return
+        if sealed.unseal(self.keys, "run", key, self.store.get(key)) != body:
+            raise ConflictError(f"run {run_id} has another record in {self.store.url} already")
+
+    def runs(self) -> dict[str, dict[str, Any]]:
+        """Return the records of all runs by id.
+
+        Raises:
+            IntegrityError: one is damaged.
+        """
+        keys = [info.key for info in self.store.list(layout.RUNS)]
+        bodies = in_order(self.store.get, keys, threads=TRANSFERS)
+        return {
+            key.removeprefix(layout.RUNS): from_json(sealed.unseal(self.keys, "run", key, body), key)
+            for key, body in zip(keys, bodies, strict=True)
+        }
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _index(self, wider: bool) -> Index:  # noqa: FBT001  (one caller, which asks twice)
+        return self.committed.widest() if wider else self.committed.current()
+
+    def _load_point(self, info: PointInfo) -> Point:
+        point = self._points.get(info.key)
+        if point is None:
+            decided = decode(self.keys, info.key, self.store.get(info.key)).point
+            if decided is None:
+                raise IntegrityError(f"{info.key} is damaged: it is void, but not of a void's size")
+            point = self._points[info.key] = decided
+        return point
+
+    def _try_point(self, info: PointInfo) -> Point | IntegrityError:
+        try:
+            return self._load_point(info)
+        except IntegrityError as error:
+            return error
+
+
+def _unwrap(store: Store, secret: Secret, slot: str | None, format_object: bytes) -> bytes:
+    """Return the master key from the slot that *secret* opens."""
+    slots = [info.key.removeprefix(layout.KEYS) for info in store.list(layout.KEYS)]
+    failure: Exception = NotFoundError(f"{store.url} has no key slots: the repository cannot be opened")
+    for name in [slot] if slot is not None else slots:
+        try:
+            return keyslot.unwrap(store.get(layout.key_slot(name)), secret, name, format_object)
+        except (AccessError, IntegrityError) as error:
+            # Damage is worth more to know than a slot that is another's.
+            failure = failure if isinstance(failure, IntegrityError) else error
+    raise failure

@@ -1,0 +1,106 @@
+"""Write a saved disk to a target: in the order of the packs, and nothing for holes of a fresh target."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from vmkeep.errors import InputError, IntegrityError
+from vmkeep.repository.parallel import for_each
+from vmkeep.repository.save_disk import HOLE
+from vmkeep.repository.trees import disk_leaf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from vmkeep.disks.device import DiskTarget
+    from vmkeep.repository.chunks import Chunks
+    from vmkeep.repository.index import Location
+    from vmkeep.repository.manifest import DiskRef
+
+
+def restore_disk(
+    ref: DiskRef,
+    target: DiskTarget,
+    chunks: Chunks,
+    *,
+    fan: int,
+    what: str = "disk",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Write all of the disk, and return when it is on stable storage.
+
+    Args:
+        fan: the chunks below a leaf.
+        what: how messages call the disk.
+        progress: told how many bytes of the disk were dealt with since the last call, by any thread.
+
+    Raises:
+        InputError: the target is smaller than the disk.
+        IntegrityError: stored data is missing or damaged; the target is incomplete then.
+    """
+    if target.size < ref.size:
+        raise InputError(f"the target of {what} has {target.size} bytes; {ref.size} are needed")
+    _Restore(ref, target, chunks, fan, what, progress or (lambda _size: None)).run()
+
+
+class _Restore:
+    def __init__(
+        self,
+        ref: DiskRef,
+        target: DiskTarget,
+        chunks: Chunks,
+        fan: int,
+        what: str,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._ref, self._target, self._chunks = ref, target, chunks
+        self._fan, self._what, self._progress = fan, what, progress
+
+    def run(self) -> None:
+        for_each(self._write, self._runs())
+        beyond = self._target.size - self._ref.size
+        if beyond and not self._target.fresh:
+            self._target.zero(self._ref.size, beyond)
+        self._target.flush()
+
+    def _runs(self) -> Iterator[tuple[list[Location], Mapping[bytes, Sequence[int]]]]:
+        """Yield what is read at once, and where each chunk of it is written."""
+        try:
+            for number in range(len(self._ref.leaves)):
+                ids = disk_leaf(self._ref, number, self._fan, self._chunks.get)
+                self._skip_holes(number * self._fan, ids)
+                places = defaultdict[bytes, list[int]](list)
+                for below, chunk in enumerate(ids):
+                    if chunk != HOLE:
+                        places[chunk].append((number * self._fan + below) * self._ref.chunk_size)
+                runs, missing = self._chunks.runs(places)
+                for each in missing:
+                    raise IntegrityError(f"at {places[each.id][0]}: {each.damage}")
+                for run in runs:
+                    yield run, places
+        except IntegrityError as error:
+            raise self._broken(str(error)) from error
+
+    def _write(self, work: tuple[list[Location], Mapping[bytes, Sequence[int]]]) -> None:
+        run, places = work
+        for fetched in self._chunks.each_of(run):
+            if fetched.damage is not None:
+                raise self._broken(f"at {places[fetched.id][0]}: {fetched.damage}") from fetched.damage
+            for offset in places[fetched.id]:
+                self._target.write(offset, fetched.data)
+                self._progress(len(fetched.data))
+
+    def _skip_holes(self, first: int, ids: Sequence[bytes]) -> None:
+        at = first * self._ref.chunk_size
+        for chunk, equal in groupby(ids, lambda each: each == HOLE):
+            end = min(at + len(list(equal)) * self._ref.chunk_size, self._ref.size)
+            if chunk:
+                if not self._target.fresh:
+                    self._target.zero(at, end - at)
+                self._progress(end - at)
+            at = end
+
+    def _broken(self, problem: str) -> IntegrityError:
+        return IntegrityError(f"{self._what} cannot be restored: {problem}; use another recovery point")

@@ -1,0 +1,392 @@
+"""One writer's stay in the repository; it ends in exactly one decision.
+
+    open/<session>  ->  condemned list, index  ->  save, record, upload ...  ->  index/<session>  ->  decision
+
+`open/` comes first: a collector that does not see it condemned its packs before we read its list, and
+one that sees it waits for our decision, or takes it (VOID). Nothing here depends on a clock or a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+import secrets
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.errors import AccessError, ConflictError, InputError, IntegrityError, NotFoundError
+from vmkeep.repository import layout, sealed
+from vmkeep.repository.committed import INDEX_KIND, condemned_packs
+from vmkeep.repository.decision import Decision, decide, decode
+from vmkeep.repository.index import Index
+from vmkeep.repository.packer import Packer
+from vmkeep.repository.records import decode_component, encode_component, from_json, to_json
+from vmkeep.repository.save_disk import Inherited, save_disk
+from vmkeep.repository.save_stream import save_stream
+from vmkeep.repository.spool import Spool
+from vmkeep.repository.trees import leaf_chunks
+from vmkeep.repository.uploads import Uploads
+from vmkeep.units import GiB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from vmkeep.disks.device import DiskSource, Extent
+    from vmkeep.repository.crypto import Buffer
+    from vmkeep.repository.index import PackInfo
+    from vmkeep.repository.manifest import DiskRef, Point, SavedComponent, Stats, StreamRef
+    from vmkeep.repository.repository import Repository
+
+SPOOL_LIMIT: Final = 2 * GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a session is; kept in its spool."""
+
+    session: str
+    vm: str
+    run: str
+    fleet: str
+    nonce: str
+    """Tells our decision from another's."""
+
+
+class Session:
+    """Saves components of one VM. Safe to use from several threads.
+
+    Made by `Repository.begin`. Everything that `record` returned for survives a crash, and is continued by
+    the next `begin` with the same spool and run.
+    """
+
+    def __init__(
+        self, repository: Repository, identity: Identity, spool: Spool, *, resumed: bool, spool_limit: int
+    ) -> None:
+        self._repository = repository
+        self._identity = identity
+        self._spool = spool
+        self._limit = spool_limit
+        self._lock = threading.RLock()
+        self.resumed = resumed
+        """Whether it continues what an earlier process began."""
+        self._sealed: Point | None = None
+        self._condemned = condemned_packs(repository.store, repository.keys)
+        known = repository.committed.refresh()
+        # Where an index is lost, chunks below an inherited leaf may be too: they are looked up one by one.
+        self._doubtful = bool(self._condemned or repository.committed.lost)
+        packs = list(spool.packs())
+        self._uploads = Uploads(repository.store, spool, [pack.info for pack in packs])
+        self._packer = Packer(
+            repository.keys,
+            spool,
+            Index.merge([known], without=self._condemned) if self._condemned else known,
+            packs,
+            most=repository.format.pack_most,
+            finished=self._finished,
+        )
+        self._components = {name: self._read_component(name, data) for name, data in spool.components()}
+
+    @property
+    def id(self) -> str:
+        """The session's id; sorts by the time at which it began."""
+        return self._identity.session
+
+    @property
+    def vm(self) -> str:
+        """The VM it saves."""
+        return self._identity.vm
+
+    @property
+    def run(self) -> str:
+        """The run it belongs to."""
+        return self._identity.run
+
+    def save_disk(
+        self,
+        source: DiskSource,
+        *,
+        parent: DiskRef | None = None,
+        changed: Iterable[Extent] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[DiskRef, Stats]:
+        """Save a disk; holes are neither read nor stored.
+
+        Args:
+            parent: the same disk in an earlier point.
+            changed: all ranges that may differ from *parent*: only these are read. Without it, all extents
+                are read, and what the repository has already is not stored again.
+            progress: told how many bytes were read since the last call.
+
+        Raises:
+            SourceError: the disk is not readable.
+            TemporaryError: the spool's disk is full, or it is at its limit and the store is away.
+        """
+        inherited = None
+        if parent is not None and changed is not None:
+            inherited = Inherited(parent, self._inheritable, self._read_leaf)
+        return save_disk(
+            source,
+            self._packer,
+            self._repository.format,
+            parent=inherited,
+            changed=None if inherited is None else changed,
+            progress=progress,
+        )
+
+    def save_stream(
+        self, blocks: Iterable[Buffer], *, progress: Callable[[int], None] | None = None
+    ) -> tuple[StreamRef, Stats]:
+        """Save a stream of bytes, such as a dump; each block is used up before the next is asked for.
+
+        Raises:
+            TemporaryError: as in `save_disk`.
+        """
+        repository = self._repository
+        return save_stream(blocks, self._packer, repository.format, repository.keys.cut, progress)
+
+    def record(self, component: SavedComponent) -> None:
+        """Keep a component that was saved; it survives a crash once this returns.
+
+        Raises:
+            TemporaryError: the spool's disk is full.
+        """
+        layout.check_name("component", component.name)
+        self._packer.flush()
+        packs = frozenset(self._packer.packs)
+        record = {"component": encode_component(component), "packs": sorted(name.hex() for name in packs)}
+        key = self._component_key(component.name)
+        self._spool.write_component(
+            component.name, sealed.seal(self._repository.keys, "component", key, to_json(record))
+        )
+        self._components[component.name] = (component, packs)
+
+    def recorded(self) -> dict[str, SavedComponent]:
+        """Return the components that were recorded, also by an earlier process, by name."""
+        return {name: component for name, (component, _) in self._components.items()}
+
+    def upload(self, component: str | None = None) -> None:
+        """Put what is not in the store yet: for one recorded component, or all that is in finished packs.
+
+        Raises:
+            TemporaryError: the store is away; a second call continues, and nothing is read again.
+            NotFoundError: the component was not recorded.
+        """
+        if component is None:
+            self._uploads.upload()
+            return
+        if component not in self._components:
+            raise NotFoundError(f"component {component} of {self.vm} was not saved in session {self.id}")
+        self._uploads.upload(self._components[component][1])
+
+    def uploaded(self, component: str) -> bool:
+        """Tell whether the component was recorded and all its packs are in the store."""
+        return component in self._components and self._uploads.done(self._components[component][1])
+
+    def seal(self, point: Point) -> Point:
+        """Make the recovery point exist, and return it as it stands; a second call returns the same.
+
+        Args:
+            point: its `vm`, `session` and `run` are set to the session's; `sealed` to now if it is empty.
+
+        Raises:
+            IntegrityError: a component was not recorded, or not uploaded.
+            ConflictError: the session was declared dead; begin another one.
+            TemporaryError: the store is away; it may be sealed. A second call finds out.
+        """
+        with self._lock:
+            if self._sealed is None:
+                self._check_complete(point)
+                self._put_index()
+                self._sealed = self._decide(self._stamped(point)).point
+            if self._sealed is None:
+                self._discard()
+                raise ConflictError(
+                    f"session {self.id} of {self.vm} was declared dead before it sealed its point; "
+                    "nothing of it counts: back up again"
+                )
+            self._discard()
+            return self._sealed
+
+    def void(self, reason: str) -> None:
+        """Decide that the session made no point, and forget what it saved.
+
+        Raises:
+            ConflictError: it was sealed before.
+            TemporaryError: the store is away; call again.
+        """
+        with self._lock:
+            if self._decide(None, reason).point is not None:
+                raise ConflictError(f"session {self.id} of {self.vm} was sealed; it cannot become void")
+            self._discard()
+
+    def close(self) -> None:
+        """Leave the session; the spool keeps it for the next `begin`. A second call does nothing."""
+        self._packer.abandon()
+        self._spool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _finished(self, pack: PackInfo) -> None:
+        self._uploads.add(pack)
+        if self._uploads.waiting > self._limit:
+            self._uploads.upload()
+
+    def _inheritable(self, leaf: bytes) -> bool:
+        if not self._packer.has(leaf):
+            return False
+        return not self._doubtful or all(map(self._packer.has, leaf_chunks(self._read_leaf(leaf))))
+
+    def _read_leaf(self, leaf: bytes) -> bytes:
+        return bytes(self._repository.chunks.get(leaf))
+
+    def _component_key(self, name: str) -> str:
+        return f"{self.id}/{name}"
+
+    def _read_component(self, name: str, data: bytes) -> tuple[SavedComponent, frozenset[bytes]]:
+        key = self._component_key(name)
+        record = from_json(sealed.unseal(self._repository.keys, "component", key, data), key)
+        packs = frozenset(bytes.fromhex(pack) for pack in record["packs"])
+        return decode_component(record["component"]), packs
+
+    def _check_complete(self, point: Point) -> None:
+        for name, component in point.components.items():
+            kept = self._components.get(name)
+            if kept is None or kept[0] != component:
+                raise IntegrityError(
+                    f"component {name} of {self.vm} was not recorded; its point is not sealed"
+                )
+            if not self._uploads.done(kept[1]):
+                raise IntegrityError(
+                    f"component {name} of {self.vm} is not uploaded; its point is not sealed"
+                )
+
+    def _stamped(self, point: Point) -> Point:
+        return dataclasses.replace(
+            point,
+            vm=self.vm,
+            session=self.id,
+            run=self.run,
+            fleet=point.fleet or self._identity.fleet,
+            sealed=point.sealed or datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _put_index(self) -> None:
+        """Put where the uploaded chunks lie; in a second part what the first, of an earlier try, has not."""
+        packs = {
+            name: pack for name, pack in self._packer.packs.copy().items() if self._uploads.done((name,))
+        }
+        store, keys = self._repository.store, self._repository.keys
+        for part in count(1):
+            if not packs and part > 1:
+                return
+            key = layout.index(self.id, part)
+            body = Index.of_packs((pack.info, pack.entries) for pack in packs.values()).encode()
+            if store.put_if_absent(key, sealed.seal(keys, INDEX_KIND, key, body)):
+                return
+            there = Index.decode(sealed.unseal(keys, INDEX_KIND, key, store.get(key)))
+            for pack in there.packs:
+                packs.pop(pack.name, None)
+
+    def _decide(self, point: Point | None, reason: str = "") -> Decision:
+        key = layout.decision(self.vm, self.id)
+        decision = Decision(self._identity.nonce, point, reason)
+        return decide(self._repository.store, self._repository.keys, key, decision)
+
+    def _discard(self) -> None:
+        """Leave the repository and drop the spool: the session is decided."""
+        self._packer.abandon()
+        leave(self._repository, self.id)
+        self._spool.remove()
+
+
+def begin(
+    repository: Repository, *, vm: str, run: str, fleet: str, folder: Path, spool_limit: int
+) -> Session:
+    """Begin a session, or continue the one in the spool *folder*; see `Repository.begin`."""
+    layout.check_name("VM", vm)
+    spool = Spool(folder)
+    try:
+        identity = _found(repository, spool, vm, run)
+        resumed = identity is not None
+        if identity is None:
+            session = layout.new_session_id(datetime.now(UTC))
+            identity = Identity(session, vm, run, fleet, secrets.token_hex(16))
+            body = to_json(dataclasses.asdict(identity))
+            spool.write_session(sealed.seal(repository.keys, "session", "spool", body))
+        _announce(repository, identity)
+        return Session(repository, identity, spool, resumed=resumed, spool_limit=spool_limit)
+    except BaseException:
+        spool.close()
+        raise
+
+
+def _found(repository: Repository, spool: Spool, vm: str, run: str) -> Identity | None:
+    """Return the session that the spool holds if it may be continued; clear the spool if not."""
+    data = spool.session()
+    if data is None:
+        spool.clear()
+        return None
+    try:
+        body = from_json(sealed.unseal(repository.keys, "session", "spool", data), "the spool's session")
+    except IntegrityError as error:
+        raise InputError(
+            f"the spool {spool.folder} holds a session of another repository, or a damaged one; "
+            "use another folder, or remove it"
+        ) from error
+    identity = Identity(**body)
+    if identity.vm != vm:
+        raise InputError(f"the spool {spool.folder} belongs to a backup of {identity.vm}, not of {vm}")
+    key = layout.decision(vm, identity.session)
+    if identity.run != run:
+        # Another run took another snapshot: what was saved from the older one must not be mixed with it.
+        void = Decision(identity.nonce, None, f"replaced by run {run}")
+        decide(repository.store, repository.keys, key, void)
+        leave(repository, identity.session)
+        spool.clear()
+        return None
+    with contextlib.suppress(NotFoundError):
+        decision = decode(repository.keys, key, repository.store.get(key))
+        if decision.nonce != identity.nonce or decision.point is None:
+            leave(repository, identity.session)
+            spool.clear()
+            raise ConflictError(
+                f"session {identity.session} of {vm} was declared dead ({decision.reason or 'sealed by another'}) "
+                "while it was interrupted; nothing of it counts: back up again"
+            )
+    return identity
+
+
+def _announce(repository: Repository, identity: Identity) -> None:
+    record = {
+        "role": "writer",
+        "session": identity.session,
+        "vm": identity.vm,
+        "run": identity.run,
+        "decision": layout.decision(identity.vm, identity.session),
+        "host": platform.node(),
+        "process": os.getpid(),
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    key = layout.open_record(identity.session)
+    repository.store.put_if_absent(key, sealed.seal(repository.keys, "open", key, to_json(record)))
+
+
+def leave(repository: Repository, session: str) -> None:
+    """Remove the record that a session is under way."""
+    # Writers may lack the right to delete; then a collector removes it, as the session is decided.
+    with contextlib.suppress(AccessError):
+        repository.store.delete(layout.open_record(session))

@@ -1,0 +1,164 @@
+"""Read back what a recovery point is made of, all or a sample, and say exactly what is damaged."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmkeep.errors import IntegrityError
+from vmkeep.repository.save_disk import HOLE
+from vmkeep.repository.trees import disk_leaf, stream_leaf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vmkeep.repository.chunks import Chunks, Fetched
+    from vmkeep.repository.manifest import DiskRef, Point, StreamRef
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk belongs."""
+
+    component: str
+    item: str
+    """`disk NAME` or `stream NAME`."""
+    offset: int
+    length: int
+    """Bytes of the disk or stream that are concerned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something that cannot be restored."""
+
+    vm: str
+    session: str
+    place: Place
+    problem: str
+    """Names pack and chunk."""
+
+    def __str__(self) -> str:
+        place = self.place
+        return (
+            f"{self.vm}/{place.component} of {self.session}: {place.item}, {place.length} bytes at "
+            f"{place.offset}: {self.problem}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was read back."""
+
+    chunks: int
+    size: int
+    """Bytes of these chunks."""
+    damages: tuple[Damage, ...]
+
+    @property
+    def sound(self) -> bool:
+        """Whether all that was read is right."""
+        return not self.damages
+
+
+def verify(
+    point: Point,
+    chunks: Chunks,
+    *,
+    fan: int,
+    share: float,
+    seed: int | None,
+    progress: Callable[[int], None] | None,
+) -> VerifyReport:
+    """Read the leaves of *point* and a *share* (0 to 1) of its chunks."""
+    return _Verification(point, chunks, fan, share, random.Random(seed), progress).run()
+
+
+class _Verification:
+    def __init__(
+        self,
+        point: Point,
+        chunks: Chunks,
+        fan: int,
+        share: float,
+        draw: random.Random,
+        progress: Callable[[int], None] | None,
+    ) -> None:
+        self._point, self._chunks, self._fan = point, chunks, fan
+        self._share, self._draw, self._progress = share, draw, progress
+        self._lock = threading.Lock()
+        self._count = self._size = 0
+        self._damages: list[Damage] = []
+
+    def run(self) -> VerifyReport:
+        for component in self._point.components.values():
+            for name, disk in component.disks.items():
+                self._check(component.name, f"disk {name}", self._disk(disk))
+            for name, stream in component.streams.items():
+                self._check(component.name, f"stream {name}", self._stream(stream))
+        return VerifyReport(self._count, self._size, tuple(sorted(self._damages, key=_order)))
+
+    def _disk(self, ref: DiskRef) -> Iterator[_Group]:
+        span = ref.chunk_size * self._fan
+        for number, leaf in enumerate(ref.leaves):
+            start = number * span
+            found, group = [], _Group(start, min(span, ref.size - start))
+            try:
+                found = disk_leaf(ref, number, self._fan, self._chunks.get) if leaf != HOLE else []
+            except IntegrityError as error:
+                group.problem = str(error)
+            for below, chunk in enumerate(found):
+                if chunk != HOLE:
+                    at = start + below * ref.chunk_size
+                    group.places[chunk].append((at, min(ref.chunk_size, ref.size - at)))
+            yield group
+
+    def _stream(self, ref: StreamRef) -> Iterator[_Group]:
+        start = 0
+        for leaf in ref.leaves:
+            group = _Group(start, leaf.length)
+            try:
+                for at, length, chunk in stream_leaf(leaf, start, self._chunks.get):
+                    group.places[chunk].append((at, length))
+            except IntegrityError as error:
+                group.problem = str(error)
+            start += leaf.length
+            yield group
+
+    def _check(self, component: str, item: str, groups: Iterator[_Group]) -> None:
+        for group in groups:
+            if group.problem:
+                self._damaged(component, item, (group.start, group.length), group.problem)
+            chosen = [chunk for chunk in group.places if self._draw.random() < self._share]
+
+            def use(fetched: Fetched, places: dict[bytes, list[tuple[int, int]]] = group.places) -> None:
+                with self._lock:
+                    self._count += 1
+                    self._size += len(fetched.data)
+                    if fetched.damage is not None:
+                        for place in places[fetched.id]:
+                            self._damaged(component, item, place, str(fetched.damage))
+                    if self._progress is not None:
+                        self._progress(len(fetched.data))
+
+            self._chunks.fetch(chosen, use)
+
+    def _damaged(self, component: str, item: str, place: tuple[int, int], problem: str) -> None:
+        where = Place(component, item, *place)
+        self._damages.append(Damage(self._point.vm, self._point.session, where, problem))
+
+
+class _Group:
+    """The chunks below one leaf, with offset and length of the places where each belongs."""
+
+    def __init__(self, start: int, length: int) -> None:
+        self.start, self.length = start, length
+        self.problem = ""
+        self.places: dict[bytes, list[tuple[int, int]]] = defaultdict(list)
+
+
+def _order(damage: Damage) -> tuple[str, str, int]:
+    return damage.place.component, damage.place.item, damage.place.offset

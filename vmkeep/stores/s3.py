@@ -1,0 +1,204 @@
+"""Objects in a bucket of an S3 service."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
+from urllib3.exceptions import HTTPError
+
+from vmkeep.errors import AccessError, InputError, NotFoundError, TemporaryError, VmkeepError
+from vmkeep.stores.base import ObjectInfo
+from vmkeep.stores.naming import check_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vmkeep.stores.open import S3Options
+
+_CONNECT_TIMEOUT: Final = 10
+_READ_TIMEOUT: Final = 60
+"""Seconds without a byte; a 64 MiB pack over a slow line still moves."""
+_ATTEMPTS: Final = 5
+_CONFLICT_PAUSES: Final = (0.1, 0.3, 1.0, 3.0)
+"""Seconds before trying again after 409: another writer of the same key was in the middle of it."""
+_DENIED: Final = {
+    "403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
+    "AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed", "Forbidden",
+}  # fmt: skip
+_MISTAKEN: Final = {"InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed"}
+
+
+class S3Store:
+    """Keeps each object under its key behind the prefix of the URL.
+
+    Args:
+        url: `s3://bucket/prefix`.
+
+    Raises:
+        InputError: the URL names no bucket, or the profile does not exist.
+    """
+
+    def __init__(self, url: str, options: S3Options) -> None:
+        parts = urlsplit(url)
+        if not parts.netloc or "@" in parts.netloc or parts.query:
+            raise InputError(f"{url!r} is not an S3 store: write s3://bucket or s3://bucket/prefix")
+        self._bucket = parts.netloc
+        self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
+        self._endpoint = options.endpoint_url or "AWS"
+        self._client = _connect(options)
+
+    @property
+    def url(self) -> str:
+        """The URL that was given."""
+        return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    def put_if_absent(self, key: str, body: bytes | Path) -> bool:
+        """See `Store`.
+
+        botocore repeats a request whose answer was lost, and then reports that the key exists although
+        our own write made it: the caller reads back and compares, as after any false.
+        """
+        for pause in (*_CONFLICT_PAUSES, None):
+            try:
+                self._put(key, body)
+            except ClientError as error:
+                code = _code(error)
+                if code in {"PreconditionFailed", "412"}:
+                    return False
+                if code not in {"ConditionalRequestConflict", "OperationAborted", "409"} or pause is None:
+                    raise self._error(error, "write", key) from error
+                time.sleep(pause)
+            except (BotoCoreError, HTTPError) as error:
+                raise self._error(error, "write", key) from error
+            else:
+                return True
+        raise AssertionError  # the last round returns or raises
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        """See `Store`."""
+        if length == 0:
+            return b""
+        wanted: dict[str, str] = {}
+        if start or length is not None:
+            end = "" if length is None else str(start + length - 1)
+            wanted["Range"] = f"bytes={start}-{end}"
+        with self._translated("read", key):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key), **wanted)
+            except ClientError as error:
+                if _code(error) in {"InvalidRange", "416"}:
+                    return b""
+                raise
+            with contextlib.closing(answer["Body"]) as stream:
+                data: bytes = stream.read()
+        if len(data) != answer["ContentLength"]:
+            raise TemporaryError(
+                f"{self.url}: {key} was cut off after {len(data)} of {answer['ContentLength']} bytes"
+            )
+        return data
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See `Store`."""
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._bucket, Prefix=self._prefix + prefix
+        )
+        with self._translated("list", prefix):
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"])
+
+    def delete(self, key: str) -> None:
+        """See `Store`."""
+        with self._translated("delete", key):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _key(self, key: str) -> str:
+        return self._prefix + check_key(key)
+
+    def _put(self, key: str, body: bytes | Path) -> None:
+        if isinstance(body, bytes):
+            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=body, IfNoneMatch="*")
+            return
+        with body.open("rb") as file:  # botocore seeks back to repeat
+            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=file, IfNoneMatch="*")
+
+    @contextlib.contextmanager
+    def _translated(self, verb: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (ClientError, BotoCoreError, HTTPError) as error:
+            raise self._error(error, verb, key) from error
+
+    def _error(self, error: Exception, verb: str, key: str) -> VmkeepError:
+        """Say in our words what went wrong, and so what to do next."""
+        what = f"cannot {verb} {self.url}{'/' if key else ''}{key} at {self._endpoint}"
+        if isinstance(error, NoCredentialsError):
+            return AccessError(f"{what}: no credentials were found; set them as for any AWS tool")
+        if not isinstance(error, ClientError):
+            return TemporaryError(f"{what}: {error}")
+        code = _code(error)
+        reason = f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": ")
+        if code in {"NoSuchKey", "404", "NotFound"}:
+            return NotFoundError(f"{what}: there is no such object")
+        if code == "NoSuchBucket":
+            return InputError(f"{what}: there is no bucket {self._bucket!r}; create it, or correct the store")
+        if code in _DENIED:
+            return AccessError(f"{what}: {reason}; check the credentials and their policy")
+        if code in _MISTAKEN:
+            return InputError(f"{what}: {reason}; check the store's URL and region")
+        return TemporaryError(f"{what}: {reason}")
+
+
+def _connect(options: S3Options) -> Any:
+    config = Config(
+        connect_timeout=_CONNECT_TIMEOUT,
+        read_timeout=_READ_TIMEOUT,
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+        max_pool_connections=16,
+        # Hashing every body for the signature costs more than sending it. TLS, or the loopback device,
+        # protects it on the way, and every chunk is authenticated by ourselves.
+        s3={"payload_signing_enabled": not _is_private(options.endpoint_url)},
+    )
+    try:
+        session = boto3.Session(
+            profile_name=options.profile,
+            region_name=options.region or ("us-east-1" if options.endpoint_url else None),
+            aws_access_key_id=options.access_key,
+            aws_secret_access_key=options.secret_key,
+        )
+        return session.client(
+            "s3",
+            endpoint_url=options.endpoint_url,
+            config=config,
+            verify=str(options.ca_bundle) if options.ca_bundle else None,
+        )
+    except ProfileNotFound as error:
+        raise InputError(f"{error}; list the profiles with 'aws configure list-profiles'") from error
+    except (BotoCoreError, ValueError) as error:
+        raise InputError(f"cannot use S3 at {options.endpoint_url or 'AWS'}: {error}") from error
+
+
+def _is_private(endpoint: str | None) -> bool:
+    """Tell whether nobody between us and *endpoint* can change a body on its way."""
+    if endpoint is None or endpoint.startswith("https://"):
+        return True
+    host = urlsplit(endpoint).hostname or ""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
