@@ -93,6 +93,7 @@ def test_a_restore_that_breaks_off_leaves_all_disks_as_they_were(bench):
     with pytest.raises(KeyError):
         bench.restore("db1", saved)
     assert bench.content("db1", "root") == before
+    assert not list(bench.folder.glob("db1/.*"))
 
 
 def test_a_disk_that_another_component_claims_is_not_saved_twice(bench):

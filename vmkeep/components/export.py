@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tarfile
@@ -43,11 +44,13 @@ def export_tar(reader: ChunkReader, saved: SavedComponent, file: IO[bytes]) -> i
     """
     if CATALOGUE not in saved.streams:
         raise InputError(f"{saved.name} was saved as whole disks: there are no files to export")
-    content = Content(reader, saved.streams[CONTENT])
     count = 0
-    with tarfile.open(
-        fileobj=file, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
-    ) as archive:
+    with (
+        contextlib.closing(Content(reader, saved.streams[CONTENT])) as content,
+        tarfile.open(
+            fileobj=file, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8", errors="surrogateescape"
+        ) as archive,
+    ):
         for entry in entries(reader, saved.streams[CATALOGUE]):
             if entry.kind in _TYPES:
                 member = _member(entry)

@@ -38,9 +38,14 @@ def restore_disks(context: RestoreContext, saved: SavedComponent) -> None:
         raise InputError(f"{context.component} was saved as whole disks: restore it into a VM, not a folder")
     if not saved.disks:
         raise NotFoundError(f"{context.component}: the recovery point holds no disk of it")
-    for name, ref in saved.disks.items():
-        format = saved.facts.get(f"format.{name}", "raw")  # noqa: A001  (the word of the fleet file)
-        with context.hypervisor.create_disk(context.name, name, size=ref.size, format=format) as target:
-            context.reader.restore_disk(ref, target, progress=context.progress)
-            target.flush()
+    try:
+        for name, ref in saved.disks.items():
+            format = saved.facts.get(f"format.{name}", "raw")  # noqa: A001  (the word of the fleet file)
+            with context.hypervisor.create_disk(context.name, name, size=ref.size, format=format) as target:
+                context.reader.restore_disk(ref, target, progress=context.progress)
+                target.flush()
+    except BaseException:
+        # A disk that is full, for instance, is needed by others.
+        context.hypervisor.discard_disks(context.name, tuple(saved.disks))
+        raise
     context.hypervisor.commit_disks(context.name, tuple(saved.disks))

@@ -129,6 +129,9 @@ class Hypervisor(Protocol):
             SourceError: one was not written through `create_disk`, or the VM runs.
         """
 
+    def discard_disks(self, name: str, disks: Sequence[str]) -> None:
+        """Remove what `create_disk` made of these and `commit_disks` did not put in place, if anything."""
+
     def images(self, name: str) -> Sequence[Image]:
         """Return the files the VM's disks lie in, in order; empty where they are not files we can open."""
 

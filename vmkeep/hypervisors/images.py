@@ -129,12 +129,9 @@ class ImagesHypervisor:
             raise InputError(
                 f"VM {name}: disk {disk}: format {format!r} is none of {', '.join(qemu_img.FORMATS)}"
             )
-        folder = self._folder(name)
-        what = f"VM {name}: disk {disk}"
-        for old in self._restoring(name, disk):
-            with locking.locked(old, what=f"{what}: {old}", write=True):
-                old.unlink()  # a restore before this one was interrupted
-        return images.ImageTarget(folder / f".{disk}.restoring.{format}", format, size=size, what=what)
+        self.discard_disks(name, [disk])  # a restore before this one was interrupted
+        path = self._folder(name) / f".{disk}.restoring.{format}"
+        return images.ImageTarget(path, format, size=size, what=f"VM {name}: disk {disk}")
 
     def commit_disks(self, name: str, disks: Sequence[str]) -> None:
         """Put the disks written through `create_disk` in place, all or none."""
@@ -157,6 +154,13 @@ class ImagesHypervisor:
             journal.write_file(folder / ".vm.restoring.json", definition.to_json())
             renames[".vm.restoring.json"] = definitions.FILE
             changes.replace(renames, removals=removals)
+
+    def discard_disks(self, name: str, disks: Sequence[str]) -> None:
+        """Remove new images that were not put in place."""
+        for disk in disks:
+            for path in self._restoring(name, disk):
+                with locking.locked(path, what=f"VM {name}: disk {disk} ({path})", write=True):
+                    path.unlink()
 
     def images(self, name: str) -> Sequence[Image]:
         """Return the images of the VM's disks, in the order of its definition."""

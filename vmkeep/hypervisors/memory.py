@@ -246,6 +246,11 @@ class MemoryHypervisor:
             entry = {"name": disk, "file": f"{disk}.{image_format}", "format": image_format, "size": new.size}
             machine.definition = machine.definition.with_disk(DiskFile.model_validate(entry))
 
+    def discard_disks(self, name: str, disks: Sequence[str]) -> None:
+        """Forget new disks that were not put in place."""
+        for disk in disks:
+            self._machine(name).restoring.pop(disk, None)
+
     def images(self, name: str) -> Sequence[Image]:  # noqa: ARG002  (the Protocol's)
         """Return nothing: disks in memory are no files."""
         return []

@@ -139,6 +139,14 @@ class HypervisorContract(ABC):
             hypervisor.commit_disks("db1", ["root", "data"])
         assert self.first_bytes(hypervisor) == b"old"
 
+    def test_a_discarded_disk_cannot_be_committed(self) -> None:
+        hypervisor = self.configured()
+        hypervisor.create_disk("db1", "root", size=DISK, format="raw").close()
+        hypervisor.discard_disks("db1", ["root", "data"])
+
+        with pytest.raises(SourceError, match="root"):
+            hypervisor.commit_disks("db1", ["root"])
+
     def test_creating_over_a_vm_needs_to_be_asked_for(self) -> None:
         hypervisor = self.configured()
         definition = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
