@@ -143,6 +143,10 @@ def test_paths_are_relative_to_the_file(tmp_path):
         ("sample: 5%", "sample: 500%", "schedules.verify.sample: 500% must be more than 0%"),
         ("end: 05:00", "end: 01:00", "windows.night: starts and ends at 01:00: it is never open"),
         ('"storage:fast": 2', '"storage:fats": 2', "did you mean 'storage:fast'?"),
+        ("cpus: 2", "cpus: 0", "f.yaml:13: vms.db1.cpus: must be at least 1"),
+        ("fleet: shop", "fleet: 'my shop'", "use letters, digits"),
+        ("end: 05:00", "end: 5am", "windows.night.end: '5am' does not fit: write hours and minutes, such as"),
+        ("{agent: true}]", "{agent: false}]", "vms.db1.health[0].agent: 'false' is not known; known: true"),
         ("upload: 8", "upload: 0", "limits.upload: write a whole number of at least 1"),
         ("200MiB/s", "200MiB", "limits.bandwidth: '200MiB' is not a rate"),
         ("bandwidth: 200MiB/s", "bandwidth: 200", "limits.bandwidth: must be a rate such as 200MiB/s"),
@@ -207,9 +211,7 @@ def test_what_is_wrong_in_the_defaults_is_told_once():
 
 
 def test_a_rule_does_not_speak_about_keys_that_are_wrong_in_themselves():
-    told = problems_of(changed(("size: 10GiB, storage: fast", "size: 10, storage: fast")))
-
-    assert len([one for one in told if "vms.db1" in one]) == 1
+    assert len(problems_of(changed(("size: 10GiB, storage: fast", "size: 10, storage: fast")))) == 1
 
 
 def test_a_file_that_is_no_yaml_is_told_with_line_and_column():

@@ -154,7 +154,11 @@ def _message(
         case "value_error":
             message = str(context["error"])
         case "string_pattern_mismatch":
-            message = f"{detail['input']!r} does not fit: it must match {context['pattern']}"
+            message = f"{detail['input']!r} does not fit: {_wanted(str(context['pattern']))}"
+        case "greater_than_equal":
+            message = f"must be at least {context['ge']}"
+        case "less_than_equal":
+            message = f"must be at most {context['le']}"
         case "too_short":
             message = "must not be empty"
         case other:
@@ -164,7 +168,16 @@ def _message(
 
 def _unknown(found: object, expected: str) -> str:
     """Say that *found* is none of *expected*, a text such as `'bios' or 'uefi'`."""
-    return f"{found!r} is not known{suggestion(str(found), _QUOTED.findall(expected) or [expected])}"
+    word = found if isinstance(found, str) else json.dumps(found)
+    known = _QUOTED.findall(expected) or [expected.lower()]
+    return f"{word!r} is not known{suggestion(word, known)}"
+
+
+def _wanted(pattern: str) -> str:
+    """Say in words what fits *pattern*, one of those in the models."""
+    if pattern.startswith("^[A-Za-z0-9]"):
+        return "use letters, digits, '.', '_' and '-', at most 63, with a letter or digit first"
+    return "write a share, such as 5%" if "%" in pattern else "write hours and minutes, such as 01:30"
 
 
 def _told(finding: Finding, read: Document, file: str) -> Problem:

@@ -34,8 +34,9 @@ def findings(fleet: Fleet, declared: Declared) -> list[Finding]:
     for name, vm in fleet.vms.items():
         broken = declared.broken.get(name, frozenset())
         found += component_rules.findings(("vms", name), vm, broken)
-    for check in (_store, _times, _limits):
+    for check in (_store, _times):
         found += check(fleet)
+    found += _limits(fleet, declared)
     return found
 
 
@@ -178,15 +179,18 @@ def _is_timezone(name: str) -> bool:
     return True
 
 
-def _limits(fleet: Fleet) -> Iterator[Finding]:
+def _limits(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
+    whole = set(fleet.vms) == declared.vms and not any("disks" in keys for keys in declared.broken.values())
     storages = {disk.storage for vm in fleet.vms.values() for disk in vm.disks if disk.storage}
     hosts = {host for vm in fleet.vms.values() if vm.placement for host in vm.placement.hosts}
     known = [*_FREE_LIMITS, *fleet.hypervisors, *(f"storage:{one}" for one in sorted(storages))]
     known += [f"host:{one}" for one in sorted(hosts)]
     for key, value in fleet.limits.items():
         path: Path = ("limits", key)
-        # A host that no VM is pinned to may still run some: hypervisors choose.
-        if key not in known and not re.fullmatch(r"host:\S+", key):
+        # A host that no VM is pinned to may still run some, for hypervisors choose; and what storage
+        # there is can only be said if all disks are known.
+        free = re.fullmatch(r"host:\S+" if whole else r"(host|storage):\S+", key)
+        if key not in known and free is None:
             yield _unknown(path, "limit", key, known)
         elif (key == "bandwidth") != isinstance(value, str):
             wanted = "a rate such as 200MiB/s" if key == "bandwidth" else "a whole number of at least 1"
