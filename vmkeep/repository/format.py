@@ -86,7 +86,8 @@ class Format:
                 f"the format object is damaged, or this is no vmkeep repository: {error!r}"
             ) from error
         raise UnsupportedError(
-            f"the repository has format version {version}, and this vmkeep knows {VERSION}; use a newer vmkeep"
+            f"the repository has format version {version}, and this vmkeep knows {VERSION}; "
+            "use a newer vmkeep"
         )
 
     def require(self, operation: str) -> None:

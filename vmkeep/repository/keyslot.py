@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from vmkeep.errors import AccessError, IntegrityError
 from vmkeep.repository.crypto import KEY_SIZE, SALT_SIZE, derive
-from vmkeep.repository.secret import Secret
+
+if TYPE_CHECKING:
+    from vmkeep.repository.secret import Secret
 
 SCRYPT_COST: Final = 2**16
 """n; with r = 8 that is 64 MiB of memory and 0.2 s a guess."""

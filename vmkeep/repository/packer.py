@@ -14,7 +14,7 @@ from vmkeep.repository.spool import spooling
 from vmkeep.units import MiB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from vmkeep.repository.crypto import Buffer, Keys
     from vmkeep.repository.index import Index, PackInfo
@@ -42,7 +42,6 @@ class Packer:
     Args:
         known: the chunks that committed sessions have stored.
         most: the largest size of a pack, in bytes.
-        packs: those that this session finished before.
         finished: called with each pack that is finished, by the thread that filled it.
     """
 
@@ -51,12 +50,11 @@ class Packer:
         keys: Keys,
         spool: Spool,
         known: Index,
-        packs: Iterable[FinishedPack],
         *,
         most: int,
         finished: Callable[[PackInfo], None],
     ) -> None:
-        self.packs: dict[bytes, FinishedPack] = {pack.info.name: pack for pack in packs}
+        self.packs: dict[bytes, FinishedPack] = {pack.info.name: pack for pack in spool.packs()}
         """The finished packs of this session by name."""
         self._keys = keys
         self._spool = spool

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import threading
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks.device import Extent
 from vmkeep.errors import IntegrityError, SourceError
 from vmkeep.repository.save_disk import HOLE
-from vmkeep.repository.trees import disk_chunks, disk_leaf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
     from typing import Self
 
-    from vmkeep.repository.chunks import Chunks
     from vmkeep.repository.crypto import Buffer
     from vmkeep.repository.manifest import DiskRef
+    from vmkeep.repository.trees import Trees
 
-_CHUNKS_KEPT = 16
-_LEAVES_KEPT = 64
+_CHUNKS_KEPT: Final = 16
+_LEAVES_KEPT: Final = 64
 
 
 class SavedDisk:
     """A `DiskSource` over the chunks of a saved disk; keeps those that were used last."""
 
-    def __init__(self, ref: DiskRef, chunks: Chunks, *, fan: int) -> None:
+    def __init__(self, ref: DiskRef, trees: Trees) -> None:
         self._ref = ref
-        self._fan = fan
-        self._get = lru_cache(_CHUNKS_KEPT)(chunks.get)
-        self._leaf = lru_cache(_LEAVES_KEPT)(lambda number: disk_leaf(ref, number, fan, chunks.get))
-        self._chunks = chunks
+        self._trees = trees
+        self._get = lru_cache(_CHUNKS_KEPT)(trees.chunks.get)
+        self._leaf = lru_cache(_LEAVES_KEPT)(lambda number: trees.disk_leaf(ref, number))
         self._lock = threading.Lock()
 
     @property
@@ -43,7 +41,7 @@ class SavedDisk:
     def extents(self) -> Iterator[Extent]:
         """Yield the ranges that are no holes, in order, merged."""
         start = end = 0
-        for offset, _ in disk_chunks(self._ref, self._fan, self._chunks.get):
+        for offset, _ in self._trees.disk_chunks(self._ref):
             if offset != end:
                 if end > start:
                     yield Extent(start, end - start)
@@ -75,8 +73,9 @@ class SavedDisk:
 
     def _chunk(self, number: int) -> Buffer | None:
         with self._lock:
-            name = self._leaf(number // self._fan)[number % self._fan]
+            leaf, below = divmod(number, self._trees.fan)
             try:
+                name = self._leaf(leaf)[below]
                 return None if name == HOLE else self._get(name)
             except IntegrityError as error:
                 at = number * self._ref.chunk_size

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import AccessError, ConflictError, InputError, IntegrityError, NotFoundError
-from vmkeep.repository import keyslot, layout, sealed, session
+from vmkeep.repository import keyslot, layout, sealed
+from vmkeep.repository.begin import begin
 from vmkeep.repository.chunks import Chunks
 from vmkeep.repository.committed import CommittedIndex, PointInfo, list_points
 from vmkeep.repository.crypto import KEY_SIZE, Keys
@@ -18,7 +19,9 @@ from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.read_stream import read_stream
 from vmkeep.repository.records import from_json, to_json
 from vmkeep.repository.restore_disk import restore_disk
-from vmkeep.repository.verify import VerifyReport, verify
+from vmkeep.repository.session import SPOOL_LIMIT, Origin
+from vmkeep.repository.trees import Trees
+from vmkeep.repository.verify import Sample, VerifyReport, verify
 from vmkeep.stores.probe import probe
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ class Repository:
         self.format = format_
         self.keys = keys
         self.committed = CommittedIndex(store, keys, cache)
-        self.chunks = Chunks(store, keys, self._index)
+        self.trees = Trees(Chunks(store, keys, self._index), format_.disk_leaf)
         self._points: dict[str, Point] = {}
         self._probed = False
 
@@ -103,7 +106,7 @@ class Repository:
         return cls(store, format_, Keys.from_master(master, format_.repository), cache=cache)
 
     def begin(
-        self, *, vm: str, run: str, spool: Path, fleet: str = "", spool_limit: int = session.SPOOL_LIMIT
+        self, *, vm: str, run: str, spool: Path, fleet: str = "", spool_limit: int = SPOOL_LIMIT
     ) -> Session:
         """Begin to save a VM, or continue what an interrupted process of the same *run* began.
 
@@ -121,7 +124,7 @@ class Repository:
         if not self._probed:
             probe(self.store)
             self._probed = True
-        return session.begin(self, vm=vm, run=run, fleet=fleet, folder=spool, spool_limit=spool_limit)
+        return begin(self, Origin(vm, run, fleet), spool, spool_limit)
 
     def list_points(self, vm: str | None = None) -> list[PointInfo]:
         """Return what a listing says of the recovery points, oldest first; reads none."""
@@ -192,12 +195,11 @@ class Repository:
             InputError: the target is too small.
             IntegrityError: stored data is missing or damaged; the target is incomplete then.
         """
-        fan = self.format.disk_leaf
-        restore_disk(ref, target, self.chunks, fan=fan, what=what, progress=progress)
+        restore_disk(ref, target, self.trees, what=what, progress=progress)
 
     def open_disk(self, ref: DiskRef) -> SavedDisk:
         """Open a saved disk for reading anywhere in it."""
-        return SavedDisk(ref, self.chunks, fan=self.format.disk_leaf)
+        return SavedDisk(ref, self.trees)
 
     def read_stream(self, ref: StreamRef, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of a stream from *start*, in blocks of any size.
@@ -205,7 +207,7 @@ class Repository:
         Raises:
             IntegrityError: a chunk is missing or damaged; what was yielded before is right.
         """
-        return read_stream(ref, self.chunks, start, length)
+        return read_stream(ref, self.trees, start, length)
 
     def verify(
         self,
@@ -220,9 +222,7 @@ class Repository:
         Raises:
             TemporaryError: the store is away.
         """
-        return verify(
-            point, self.chunks, fan=self.format.disk_leaf, share=share, seed=seed, progress=progress
-        )
+        return verify(point, self.trees, Sample(share, seed), progress)
 
     def check_objects(self) -> list[PackFault]:
         """Return the packs of committed sessions that are missing or have another size; reads none."""

@@ -9,30 +9,28 @@ from typing import TYPE_CHECKING
 from vmkeep.errors import InputError, IntegrityError
 from vmkeep.repository.parallel import for_each
 from vmkeep.repository.save_disk import HOLE
-from vmkeep.repository.trees import disk_leaf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vmkeep.disks.device import DiskTarget
-    from vmkeep.repository.chunks import Chunks
+    from vmkeep.repository.chunks import Fetched
     from vmkeep.repository.index import Location
     from vmkeep.repository.manifest import DiskRef
+    from vmkeep.repository.trees import Trees
 
 
 def restore_disk(
     ref: DiskRef,
     target: DiskTarget,
-    chunks: Chunks,
+    trees: Trees,
     *,
-    fan: int,
     what: str = "disk",
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Write all of the disk, and return when it is on stable storage.
 
     Args:
-        fan: the chunks below a leaf.
         what: how messages call the disk.
         progress: told how many bytes of the disk were dealt with since the last call, by any thread.
 
@@ -42,21 +40,15 @@ def restore_disk(
     """
     if target.size < ref.size:
         raise InputError(f"the target of {what} has {target.size} bytes; {ref.size} are needed")
-    _Restore(ref, target, chunks, fan, what, progress or (lambda _size: None)).run()
+    _Restore(ref, target, trees, what, progress or (lambda _size: None)).run()
 
 
 class _Restore:
     def __init__(
-        self,
-        ref: DiskRef,
-        target: DiskTarget,
-        chunks: Chunks,
-        fan: int,
-        what: str,
-        progress: Callable[[int], None],
+        self, ref: DiskRef, target: DiskTarget, trees: Trees, what: str, progress: Callable[[int], None]
     ) -> None:
-        self._ref, self._target, self._chunks = ref, target, chunks
-        self._fan, self._what, self._progress = fan, what, progress
+        self._ref, self._target, self._trees = ref, target, trees
+        self._what, self._progress = what, progress
 
     def run(self) -> None:
         for_each(self._write, self._runs())
@@ -67,33 +59,39 @@ class _Restore:
 
     def _runs(self) -> Iterator[tuple[list[Location], Mapping[bytes, Sequence[int]]]]:
         """Yield what is read at once, and where each chunk of it is written."""
+        for number in range(len(self._ref.leaves)):
+            start, _ = self._trees.disk_span(self._ref, number)
+            ids = self._leaf(number)
+            self._skip_holes(start, ids)
+            places = defaultdict[bytes, list[int]](list)
+            for below, chunk in enumerate(ids):
+                if chunk != HOLE:
+                    places[chunk].append(start + below * self._ref.chunk_size)
+            runs, missing = self._trees.chunks.runs(places)
+            for each in missing:
+                self._use(each, places)
+            for run in runs:
+                yield run, places
+
+    def _leaf(self, number: int) -> list[bytes]:
         try:
-            for number in range(len(self._ref.leaves)):
-                ids = disk_leaf(self._ref, number, self._fan, self._chunks.get)
-                self._skip_holes(number * self._fan, ids)
-                places = defaultdict[bytes, list[int]](list)
-                for below, chunk in enumerate(ids):
-                    if chunk != HOLE:
-                        places[chunk].append((number * self._fan + below) * self._ref.chunk_size)
-                runs, missing = self._chunks.runs(places)
-                for each in missing:
-                    raise IntegrityError(f"at {places[each.id][0]}: {each.damage}")
-                for run in runs:
-                    yield run, places
+            return self._trees.disk_leaf(self._ref, number)
         except IntegrityError as error:
             raise self._broken(str(error)) from error
 
     def _write(self, work: tuple[list[Location], Mapping[bytes, Sequence[int]]]) -> None:
         run, places = work
-        for fetched in self._chunks.each_of(run):
-            if fetched.damage is not None:
-                raise self._broken(f"at {places[fetched.id][0]}: {fetched.damage}") from fetched.damage
-            for offset in places[fetched.id]:
-                self._target.write(offset, fetched.data)
-                self._progress(len(fetched.data))
+        for fetched in self._trees.chunks.each_of(run):
+            self._use(fetched, places)
 
-    def _skip_holes(self, first: int, ids: Sequence[bytes]) -> None:
-        at = first * self._ref.chunk_size
+    def _use(self, fetched: Fetched, places: Mapping[bytes, Sequence[int]]) -> None:
+        if fetched.damage is not None:
+            raise self._broken(f"at {places[fetched.id][0]}: {fetched.damage}") from fetched.damage
+        for offset in places[fetched.id]:
+            self._target.write(offset, fetched.data)
+            self._progress(len(fetched.data))
+
+    def _skip_holes(self, at: int, ids: Sequence[bytes]) -> None:
         for chunk, equal in groupby(ids, lambda each: each == HOLE):
             end = min(at + len(list(equal)) * self._ref.chunk_size, self._ref.size)
             if chunk:

@@ -41,6 +41,8 @@ class Inherited:
     """The tree of a parent, from which a disk takes what did not change."""
 
     ref: DiskRef
+    changed: Iterable[Extent]
+    """All ranges that may differ from it."""
     stored: Callable[[bytes], bool]
     """Whether a leaf is stored, with all that is below it."""
     read: Callable[[bytes], bytes]
@@ -61,23 +63,21 @@ def save_disk(
     source: DiskSource,
     packer: Packer,
     format_: Format,
-    *,
     parent: Inherited | None = None,
-    changed: Iterable[Extent] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[DiskRef, Stats]:
     """Store a disk and return where it is.
 
     Args:
-        changed: the ranges that may differ from *parent*; without one of the two, all extents are read.
+        parent: what to inherit; by default nothing, and all extents are read.
         progress: told how many bytes were read since the last call.
     """
     begun = time.monotonic()
     saver = _DiskSaver(source, packer, format_)
     reads = disk_plan.allocated(source.extents(), format_.disk_chunk)
-    tree = _Tree(source.size, format_, parent if changed is not None else None)
-    if changed is not None:
-        reads = disk_plan.changed(reads, [*changed, *tree.unknown], format_.disk_chunk)
+    tree = _Tree(source.size, format_, parent)
+    if parent is not None:
+        reads = disk_plan.changed(reads, [*parent.changed, *tree.unknown], format_.disk_chunk)
     stats = Stats()
     for leaf, batches in groupby(in_order(saver.save, saver.batches(reads)), lambda batch: batch.leaf):
         ids = tree.below(leaf)

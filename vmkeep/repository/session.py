@@ -8,34 +8,29 @@ one that sees it waits for our decision, or takes it (VOID). Nothing here depend
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
-import platform
-import secrets
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import AccessError, ConflictError, InputError, IntegrityError, NotFoundError
+from vmkeep.errors import ConflictError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
 from vmkeep.repository.committed import INDEX_KIND, condemned_packs
-from vmkeep.repository.decision import Decision, decide, decode
+from vmkeep.repository.decision import Decision, decide
 from vmkeep.repository.index import Index
 from vmkeep.repository.packer import Packer
+from vmkeep.repository.presence import leave
 from vmkeep.repository.records import decode_component, encode_component, from_json, to_json
 from vmkeep.repository.save_disk import Inherited, save_disk
 from vmkeep.repository.save_stream import save_stream
-from vmkeep.repository.spool import Spool
 from vmkeep.repository.trees import leaf_chunks
 from vmkeep.repository.uploads import Uploads
 from vmkeep.units import GiB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -44,8 +39,18 @@ if TYPE_CHECKING:
     from vmkeep.repository.index import PackInfo
     from vmkeep.repository.manifest import DiskRef, Point, SavedComponent, Stats, StreamRef
     from vmkeep.repository.repository import Repository
+    from vmkeep.repository.spool import Spool
 
 SPOOL_LIMIT: Final = 2 * GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a session is for."""
+
+    vm: str
+    run: str
+    fleet: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,9 @@ class Identity:
     """Who a session is; kept in its spool."""
 
     session: str
-    vm: str
-    run: str
-    fleet: str
     nonce: str
     """Tells our decision from another's."""
+    origin: Origin
 
 
 class Session:
@@ -82,13 +85,11 @@ class Session:
         known = repository.committed.refresh()
         # Where an index is lost, chunks below an inherited leaf may be too: they are looked up one by one.
         self._doubtful = bool(self._condemned or repository.committed.lost)
-        packs = list(spool.packs())
-        self._uploads = Uploads(repository.store, spool, [pack.info for pack in packs])
+        self._uploads = Uploads(repository.store, spool)
         self._packer = Packer(
             repository.keys,
             spool,
             Index.merge([known], without=self._condemned) if self._condemned else known,
-            packs,
             most=repository.format.pack_most,
             finished=self._finished,
         )
@@ -102,12 +103,12 @@ class Session:
     @property
     def vm(self) -> str:
         """The VM it saves."""
-        return self._identity.vm
+        return self._identity.origin.vm
 
     @property
     def run(self) -> str:
         """The run it belongs to."""
-        return self._identity.run
+        return self._identity.origin.run
 
     def save_disk(
         self,
@@ -131,15 +132,8 @@ class Session:
         """
         inherited = None
         if parent is not None and changed is not None:
-            inherited = Inherited(parent, self._inheritable, self._read_leaf)
-        return save_disk(
-            source,
-            self._packer,
-            self._repository.format,
-            parent=inherited,
-            changed=None if inherited is None else changed,
-            progress=progress,
-        )
+            inherited = Inherited(parent, changed, self._inheritable, self._read_leaf)
+        return save_disk(source, self._packer, self._repository.format, inherited, progress)
 
     def save_stream(
         self, blocks: Iterable[Buffer], *, progress: Callable[[int], None] | None = None
@@ -251,7 +245,7 @@ class Session:
         return not self._doubtful or all(map(self._packer.has, leaf_chunks(self._read_leaf(leaf))))
 
     def _read_leaf(self, leaf: bytes) -> bytes:
-        return bytes(self._repository.chunks.get(leaf))
+        return bytes(self._repository.trees.chunks.get(leaf))
 
     def _component_key(self, name: str) -> str:
         return f"{self.id}/{name}"
@@ -280,7 +274,7 @@ class Session:
             vm=self.vm,
             session=self.id,
             run=self.run,
-            fleet=point.fleet or self._identity.fleet,
+            fleet=point.fleet or self._identity.origin.fleet,
             sealed=point.sealed or datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
@@ -309,84 +303,5 @@ class Session:
     def _discard(self) -> None:
         """Leave the repository and drop the spool: the session is decided."""
         self._packer.abandon()
-        leave(self._repository, self.id)
+        leave(self._repository.store, self.id)
         self._spool.remove()
-
-
-def begin(
-    repository: Repository, *, vm: str, run: str, fleet: str, folder: Path, spool_limit: int
-) -> Session:
-    """Begin a session, or continue the one in the spool *folder*; see `Repository.begin`."""
-    layout.check_name("VM", vm)
-    spool = Spool(folder)
-    try:
-        identity = _found(repository, spool, vm, run)
-        resumed = identity is not None
-        if identity is None:
-            session = layout.new_session_id(datetime.now(UTC))
-            identity = Identity(session, vm, run, fleet, secrets.token_hex(16))
-            body = to_json(dataclasses.asdict(identity))
-            spool.write_session(sealed.seal(repository.keys, "session", "spool", body))
-        _announce(repository, identity)
-        return Session(repository, identity, spool, resumed=resumed, spool_limit=spool_limit)
-    except BaseException:
-        spool.close()
-        raise
-
-
-def _found(repository: Repository, spool: Spool, vm: str, run: str) -> Identity | None:
-    """Return the session that the spool holds if it may be continued; clear the spool if not."""
-    data = spool.session()
-    if data is None:
-        spool.clear()
-        return None
-    try:
-        body = from_json(sealed.unseal(repository.keys, "session", "spool", data), "the spool's session")
-    except IntegrityError as error:
-        raise InputError(
-            f"the spool {spool.folder} holds a session of another repository, or a damaged one; "
-            "use another folder, or remove it"
-        ) from error
-    identity = Identity(**body)
-    if identity.vm != vm:
-        raise InputError(f"the spool {spool.folder} belongs to a backup of {identity.vm}, not of {vm}")
-    key = layout.decision(vm, identity.session)
-    if identity.run != run:
-        # Another run took another snapshot: what was saved from the older one must not be mixed with it.
-        void = Decision(identity.nonce, None, f"replaced by run {run}")
-        decide(repository.store, repository.keys, key, void)
-        leave(repository, identity.session)
-        spool.clear()
-        return None
-    with contextlib.suppress(NotFoundError):
-        decision = decode(repository.keys, key, repository.store.get(key))
-        if decision.nonce != identity.nonce or decision.point is None:
-            leave(repository, identity.session)
-            spool.clear()
-            raise ConflictError(
-                f"session {identity.session} of {vm} was declared dead ({decision.reason or 'sealed by another'}) "
-                "while it was interrupted; nothing of it counts: back up again"
-            )
-    return identity
-
-
-def _announce(repository: Repository, identity: Identity) -> None:
-    record = {
-        "role": "writer",
-        "session": identity.session,
-        "vm": identity.vm,
-        "run": identity.run,
-        "decision": layout.decision(identity.vm, identity.session),
-        "host": platform.node(),
-        "process": os.getpid(),
-        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    key = layout.open_record(identity.session)
-    repository.store.put_if_absent(key, sealed.seal(repository.keys, "open", key, to_json(record)))
-
-
-def leave(repository: Repository, session: str) -> None:
-    """Remove the record that a session is under way."""
-    # Writers may lack the right to delete; then a collector removes it, as the session is decided.
-    with contextlib.suppress(AccessError):
-        repository.store.delete(layout.open_record(session))

@@ -68,7 +68,7 @@ class Spool:
 
     def keep_pack(self, written: Path, pack: FinishedPack) -> None:
         """Keep a finished pack; on return it survives a crash."""
-        os.replace(written, self.pack(pack.info.name))
+        written.replace(self.pack(pack.info.name))
         self._write(
             self._packs / f"{pack.info.name.hex()}.list",
             _SIZE.pack(pack.info.size) + pack.entries.tobytes(),

@@ -24,11 +24,13 @@ _PART: Final = 8 * MiB
 class Uploads:
     """Puts packs, each once. Safe to use from several threads: one upload runs at a time."""
 
-    def __init__(self, store: Store, spool: Spool, packs: Iterable[PackInfo]) -> None:
+    def __init__(self, store: Store, spool: Spool) -> None:
         self._store = store
         self._spool = spool
         self._running = threading.Lock()
-        self._waiting = {pack.name: pack.size for pack in packs if spool.pack(pack.name).exists()}
+        self._waiting = {
+            pack.info.name: pack.info.size for pack in spool.packs() if spool.pack(pack.info.name).exists()
+        }
 
     def add(self, pack: PackInfo) -> None:
         """Take note of a pack that was finished."""

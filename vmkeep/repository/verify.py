@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 from vmkeep.errors import IntegrityError
 from vmkeep.repository.save_disk import HOLE
-from vmkeep.repository.trees import disk_leaf, stream_leaf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vmkeep.repository.chunks import Chunks, Fetched
+    from vmkeep.repository.chunks import Fetched
     from vmkeep.repository.manifest import DiskRef, Point, StreamRef
+    from vmkeep.repository.trees import Trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +64,30 @@ class VerifyReport:
         return not self.damages
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Which chunks are read back."""
+
+    share: float = 1.0
+    """0 to 1."""
+    seed: int | None = None
+    """Draws the same chunks again; by default others each time."""
+
+
 def verify(
-    point: Point,
-    chunks: Chunks,
-    *,
-    fan: int,
-    share: float,
-    seed: int | None,
-    progress: Callable[[int], None] | None,
+    point: Point, trees: Trees, sample: Sample, progress: Callable[[int], None] | None = None
 ) -> VerifyReport:
-    """Read the leaves of *point* and a *share* (0 to 1) of its chunks."""
-    return _Verification(point, chunks, fan, share, random.Random(seed), progress).run()
+    """Read all leaves of *point* and a sample of its chunks."""
+    return _Verification(point, trees, sample, progress).run()
 
 
 class _Verification:
     def __init__(
-        self,
-        point: Point,
-        chunks: Chunks,
-        fan: int,
-        share: float,
-        draw: random.Random,
-        progress: Callable[[int], None] | None,
+        self, point: Point, trees: Trees, sample: Sample, progress: Callable[[int], None] | None
     ) -> None:
-        self._point, self._chunks, self._fan = point, chunks, fan
-        self._share, self._draw, self._progress = share, draw, progress
+        self._point, self._trees, self._progress = point, trees, progress
+        self._share = sample.share
+        self._draw = random.Random(sample.seed)  # noqa: S311  (draws a sample, no secret)
         self._lock = threading.Lock()
         self._count = self._size = 0
         self._damages: list[Damage] = []
@@ -102,18 +101,16 @@ class _Verification:
         return VerifyReport(self._count, self._size, tuple(sorted(self._damages, key=_order)))
 
     def _disk(self, ref: DiskRef) -> Iterator[_Group]:
-        span = ref.chunk_size * self._fan
-        for number, leaf in enumerate(ref.leaves):
-            start = number * span
-            found, group = [], _Group(start, min(span, ref.size - start))
+        for number in range(len(ref.leaves)):
+            start, end = self._trees.disk_span(ref, number)
+            group = _Group(start, end - start)
             try:
-                found = disk_leaf(ref, number, self._fan, self._chunks.get) if leaf != HOLE else []
+                for below, chunk in enumerate(self._trees.disk_leaf(ref, number)):
+                    if chunk != HOLE:
+                        at = start + below * ref.chunk_size
+                        group.places[chunk].append((at, min(ref.chunk_size, end - at)))
             except IntegrityError as error:
                 group.problem = str(error)
-            for below, chunk in enumerate(found):
-                if chunk != HOLE:
-                    at = start + below * ref.chunk_size
-                    group.places[chunk].append((at, min(ref.chunk_size, ref.size - at)))
             yield group
 
     def _stream(self, ref: StreamRef) -> Iterator[_Group]:
@@ -121,7 +118,7 @@ class _Verification:
         for leaf in ref.leaves:
             group = _Group(start, leaf.length)
             try:
-                for at, length, chunk in stream_leaf(leaf, start, self._chunks.get):
+                for at, length, chunk in self._trees.stream_leaf(leaf, start):
                     group.places[chunk].append((at, length))
             except IntegrityError as error:
                 group.problem = str(error)
@@ -144,7 +141,7 @@ class _Verification:
                     if self._progress is not None:
                         self._progress(len(fetched.data))
 
-            self._chunks.fetch(chosen, use)
+            self._trees.chunks.fetch(chosen, use)
 
     def _damaged(self, component: str, item: str, place: tuple[int, int], problem: str) -> None:
         where = Place(component, item, *place)

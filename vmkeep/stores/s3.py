@@ -30,8 +30,8 @@ _ATTEMPTS: Final = 5
 _CONFLICT_PAUSES: Final = (0.1, 0.3, 1.0, 3.0)
 """Seconds before trying again after 409: another writer of the same key was in the middle of it."""
 _DENIED: Final = {
-    "403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
-    "AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed", "Forbidden",
+    "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
+    "InvalidToken", "AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed", "Forbidden",
 }  # fmt: skip
 _MISTAKEN: Final = {"InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed"}
 
@@ -144,10 +144,13 @@ class S3Store:
     def _error(self, error: Exception, verb: str, key: str) -> VmkeepError:
         """Say in our words what went wrong, and so what to do next."""
         what = f"cannot {verb} {self.url}{'/' if key else ''}{key} at {self._endpoint}"
+        if isinstance(error, ClientError):
+            return self._answer(error, what)
         if isinstance(error, NoCredentialsError):
             return AccessError(f"{what}: no credentials were found; set them as for any AWS tool")
-        if not isinstance(error, ClientError):
-            return TemporaryError(f"{what}: {error}")
+        return TemporaryError(f"{what}: {error}")
+
+    def _answer(self, error: ClientError, what: str) -> VmkeepError:
         code = _code(error)
         reason = f"{code}: {error.response.get('Error', {}).get('Message', '')}".rstrip(": ")
         if code in {"NoSuchKey", "404", "NotFound"}:
