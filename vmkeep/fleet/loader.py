@@ -20,23 +20,13 @@ from vmkeep.fleet.schema import json_schema, keys_at
 from vmkeep.fleet.suggest import suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from pydantic_core import ErrorDetails
 
     from vmkeep.fleet.document import Value
 
 _QUOTED: Final = re.compile(r"'([^']*)'")
-_TYPES: Final = {
-    "string_type": "must be text; put it in quotes",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "bool_type": "must be true or false",
-    "dict_type": "must be a mapping of names",
-    "model_type": "must be a mapping of keys",
-    "model_attributes_type": "must be a mapping of keys",
-    "tuple_type": "must be a list, such as [a, b]",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,33 +127,15 @@ def _path(loc: Iterable[str | int], data: Value, *, missing: bool) -> document.P
 def _message(
     detail: ErrorDetails, path: document.Path, data: dict[str, Value], schema: dict[str, Any]
 ) -> str:
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "extra_forbidden":
-            message = f"unknown key{suggestion(str(path[-1]), keys_at(schema, path[:-1], data))}"
-        case "missing" if path[0] == "vms" and path[-1] == "hypervisor":
-            message = "is required, here or in defaults"
-        case "missing":
-            message = "is required"
-        case "literal_error":
-            message = _unknown(detail["input"], context["expected"])
-        case "union_tag_invalid":
-            message = _unknown(context["tag"], context["expected_tags"])
-        case "union_tag_not_found":
-            message = "needs a driver: images, libvirt or vsphere"
-        case "value_error":
-            message = str(context["error"])
-        case "string_pattern_mismatch":
-            message = f"{detail['input']!r} does not fit: {_wanted(str(context['pattern']))}"
-        case "greater_than_equal":
-            message = f"must be at least {context['ge']}"
-        case "less_than_equal":
-            message = f"must be at most {context['le']}"
-        case "too_short":
-            message = "must not be empty"
-        case other:
-            message = _TYPES.get(other, detail["msg"][:1].lower() + detail["msg"][1:])
-    return message
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return f"unknown key{suggestion(str(path[-1]), keys_at(schema, path[:-1], data))}"
+    if kind == "missing":
+        inherited = path[0] == "vms" and path[-1] == "hypervisor"
+        return "is required, here or in defaults" if inherited else "is required"
+    if kind in _PHRASES:
+        return _PHRASES[kind](detail["input"], detail.get("ctx", {}))
+    return detail["msg"][:1].lower() + detail["msg"][1:]
 
 
 def _unknown(found: object, expected: str) -> str:
@@ -178,6 +150,29 @@ def _wanted(pattern: str) -> str:
     if pattern.startswith("^[A-Za-z0-9]"):
         return "use letters, digits, '.', '_' and '-', at most 63, with a letter or digit first"
     return "write a share, such as 5%" if "%" in pattern else "write hours and minutes, such as 01:30"
+
+
+_PHRASES: Final[dict[str, Callable[[Any, Mapping[str, Any]], str]]] = {
+    "literal_error": lambda found, context: _unknown(found, context["expected"]),
+    "union_tag_invalid": lambda _, context: _unknown(context["tag"], context["expected_tags"]),
+    "union_tag_not_found": lambda *_: "needs a driver: images, libvirt or vsphere",
+    "value_error": lambda _, context: str(context["error"]),
+    "string_pattern_mismatch": lambda found, context: (
+        f"{found!r} does not fit: {_wanted(context['pattern'])}"
+    ),
+    "greater_than_equal": lambda _, context: f"must be at least {context['ge']}",
+    "less_than_equal": lambda _, context: f"must be at most {context['le']}",
+    "too_short": lambda *_: "must not be empty",
+    "string_type": lambda *_: "must be text; put it in quotes",
+    "int_type": lambda *_: "must be a whole number",
+    "int_from_float": lambda *_: "must be a whole number",
+    "bool_type": lambda *_: "must be true or false",
+    "dict_type": lambda *_: "must be a mapping of names",
+    "model_type": lambda *_: "must be a mapping of keys",
+    "model_attributes_type": lambda *_: "must be a mapping of keys",
+    "tuple_type": lambda *_: "must be a list, such as [a, b]",
+}
+"""What pydantic found, by its type, in the words of a fleet file. Called with the value and its context."""
 
 
 def _told(finding: Finding, read: Document, file: str) -> Problem:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet.document import Path
     from vmkeep.fleet.draft import Declared
-    from vmkeep.fleet.model import Fleet
+    from vmkeep.fleet.model import Fleet, KeyReference
 
 _FREE_LIMITS: Final = ("upload", "bandwidth")
 
@@ -34,7 +34,7 @@ def findings(fleet: Fleet, declared: Declared) -> list[Finding]:
     for name, vm in fleet.vms.items():
         broken = declared.broken.get(name, frozenset())
         found += component_rules.findings(("vms", name), vm, broken)
-    for check in (_store, _times):
+    for check in (_store, _services, _times):
         found += check(fleet)
     found += _limits(fleet, declared)
     return found
@@ -118,33 +118,51 @@ def _placement(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
 
 def _store(fleet: Fleet) -> Iterator[Finding]:
     repository, path = fleet.repository, ("repository",)
-    parts = urlsplit(repository.store)
-    scheme = parts.scheme if "://" in repository.store else ""
+    scheme, slashes, rest = repository.store.partition("://")
+    scheme = scheme.lower() if slashes else ""
     if scheme not in {"", "s3"}:
         yield Finding((*path, "store"), f"{scheme}:// is no store: write s3://BUCKET/PREFIX or a path")
-    if scheme == "s3" and not parts.netloc:
+    if scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?", rest):
         yield Finding((*path, "store"), "names no bucket: write s3://BUCKET/PREFIX")
     if not repository.store:
         yield Finding((*path, "store"), "must not be empty")
     for key in ("s3", "object_lock"):
         if scheme != "s3" and getattr(repository, key) is not None:
-            yield Finding(
-                (*path, key), f"works with a store s3://BUCKET/PREFIX, and the store is {repository.store}"
-            )
+            message = f"works with a store s3://BUCKET/PREFIX, and the store is {repository.store}"
+            yield Finding((*path, key), message)
     if repository.retention is not None and not any(repository.retention.model_dump().values()):
-        yield Finding((*path, "retention"), "keeps nothing: say how many points to keep, for example last: 3")
-    credentials = [(("repository", "s3", "credentials"), repository.s3.credentials)] if repository.s3 else []
-    credentials += [
-        (("hypervisors", name, "credentials"), config.credentials)
-        for name, config in fleet.hypervisors.items()
-        if config.driver == "vsphere"
-    ]
-    for where, reference in credentials:
+        message = "keeps nothing: say how many points to keep, for example last: 3"
+        yield Finding((*path, "retention"), message)
+
+
+def _services(fleet: Fleet) -> Iterator[Finding]:
+    """Yield what is wrong with the addresses of services, and with the logins to them."""
+    logins: list[tuple[Path, KeyReference | None]] = []
+    if (s3 := fleet.repository.s3) is not None:
+        logins.append((("repository", "s3", "credentials"), s3.credentials))
+        if s3.endpoint_url is not None:
+            yield from _url(("repository", "s3", "endpoint_url"), s3.endpoint_url, ("http", "https"))
+    for name, config in fleet.hypervisors.items():
+        if config.driver == "libvirt":
+            yield from _url(("hypervisors", name, "uri"), config.uri, ())
+        elif config.driver == "vsphere":
+            logins.append((("hypervisors", name, "credentials"), config.credentials))
+    for path, reference in logins:
         if reference is not None and reference.kms is not None:
-            yield Finding(
-                (*where, "kms"),
-                "a KMS key opens repositories, it is no login: say file, env or prefect_secret",
-            )
+            message = "a KMS key opens repositories, it is no login: say file, env or prefect_secret"
+            yield Finding((*path, "kms"), message)
+
+
+def _url(path: Path, url: str, schemes: tuple[str, ...]) -> Iterator[Finding]:
+    example = "https://s3.example:9000" if schemes else "qemu:///system"
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in schemes and bool(parts.hostname) if schemes else bool(parts.scheme)
+        _ = parts.port  # a number, or ValueError
+    except ValueError:
+        valid = False
+    if not valid:
+        yield Finding(path, f"{url!r} is no address: write one such as {example}")
 
 
 def _times(fleet: Fleet) -> Iterator[Finding]:
