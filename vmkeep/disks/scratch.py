@@ -8,6 +8,7 @@ vmkeep on the machine unmounts, ends and removes exactly that, and nothing else.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -37,10 +38,13 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     where = parent or Path(tempfile.gettempdir())
     pid = os.getpid()
     folder = Path(tempfile.mkdtemp(prefix=f"vmkeep-{pid}-{_started(pid)}-", dir=where))
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield folder
     finally:
         _remove(folder)
+        os.close(lock)
 
 
 def reap(parent: Path | None = None) -> list[Path]:
@@ -52,21 +56,27 @@ def reap(parent: Path | None = None) -> list[Path]:
         # Only our own: another user's folders are theirs to clean.
         if match is None or folder.lstat().st_uid != os.geteuid() or not folder.is_dir():
             continue
-        if owner_is_alive(match[1], match[2]):
-            continue
-        _remove(folder)
-        removed.append(folder)
+        if not _owner_is_alive(match[1], match[2]) and not _is_locked(folder):
+            _remove(folder)
+            removed.append(folder)
     return removed
 
 
-def owner_mark() -> str:
-    """Return the mark of this process that `owner_is_alive` understands: ``<pid>-<start>``."""
-    return f"{os.getpid()}-{_started(os.getpid())}"
-
-
-def owner_is_alive(pid: str, started: str) -> bool:
+def _owner_is_alive(pid: str, started: str) -> bool:
     """Tell whether the process still runs; its start time rules out a reused id."""
     return _started(int(pid)) == int(started)
+
+
+def _is_locked(folder: Path) -> bool:
+    """Tell whether an owner holds the folder that we cannot see: in another container, with one /tmp."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _started(pid: int) -> int:
