@@ -1,0 +1,112 @@
+"""From what was asked for to a plan: all that can be refused is refused here, before anything is touched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmkeep import fleet as fleets
+from vmkeep.errors import InputError, NotFoundError, UnsupportedError
+from vmkeep.hypervisors.open import open_hypervisor
+from vmkeep.operations import repositories
+from vmkeep.operations.choose import choose_points
+from vmkeep.operations.restore import require_free
+from vmkeep.operations.support import require_supported
+from vmkeep.planning import Facts, Plan, plan_backup, plan_configure, plan_restore, plan_verify
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmkeep.fleet import FleetFile, Selection
+    from vmkeep.operations.request import Request
+    from vmkeep.repository import Repository
+
+
+def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
+    """Return the plan of *request*, and the recovery points that it uses, by VM.
+
+    Raises:
+        InputError: a target is unknown, a VM would be overwritten, or something is not supported.
+        NotFoundError: there is no recovery point to restore or verify.
+    """
+    selection = selected(file, request)
+    require_supported(file, selection.vms)
+    match request.operation:
+        case "configure":
+            return plan_configure(file.fleet, selection, facts(file, selection, None)), {}
+        case "backup":
+            with repositories.open_repository(file) as repository:
+                return plan_backup(file.fleet, selection, facts(file, selection, repository)), {}
+        case "restore":
+            return _restore(file, request, selection)
+        case "verify":
+            return _verify(file, request, selection)
+
+
+def selected(file: FleetFile, request: Request) -> Selection:
+    """Return the components that *request* names."""
+    return fleets.select(
+        file.fleet, request.targets, request.kinds,
+        with_dependencies=request.operation == "restore" and request.dependencies,
+    )  # fmt: skip
+
+
+def facts(file: FleetFile, selection: Selection, repository: Repository | None) -> Facts:
+    """Return what is known about the VMs before a run: sizes, and what their drivers can do."""
+    allocated: dict[str, int] = {}
+    powered_off = set()
+    for name in selection.vms:
+        hypervisor = file.fleet.vms[name].hypervisor
+        try:
+            driver = open_hypervisor(
+                hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent
+            )
+        except UnsupportedError:
+            continue  # a plan can be shown for it all the same
+        if not driver.can_start:
+            powered_off.add(hypervisor)
+        for image in driver.images(name):
+            allocated[f"{name}/{image.disk}"] = image.path.stat().st_blocks * 512
+    saved: dict[str, int] = {}
+    new: dict[str, int] = {}
+    if repository is not None:
+        for name in selection.vms:
+            infos = repository.list_points(name)
+            if infos:
+                point = repository.point(name, infos[-1].session)
+                for component, one in point.components.items():
+                    saved[f"{name}/{component}"] = one.stats.read
+                    new[f"{name}/{component}"] = one.stats.new
+    return Facts(allocated=allocated, saved=saved, new=new, powered_off=frozenset(powered_off))
+
+
+def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[Plan, dict[str, str]]:
+    unknown = set(request.rename) - set(selection.vms)
+    if unknown:
+        raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
+    with repositories.open_repository(file) as repository:
+        points = choose_points(file.fleet, selection, repository, request)
+        known = facts(file, selection, repository)
+    for name in selection.vms:
+        hypervisor = file.fleet.vms[name].hypervisor
+        driver = open_hypervisor(hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent)
+        require_free(driver, name, request)
+    return plan_restore(file.fleet, selection, known), points
+
+
+def _verify(file: FleetFile, request: Request, selection: Selection) -> tuple[Plan, dict[str, str]]:
+    with repositories.open_repository(file) as repository:
+        points = {}
+        for name in selection.vms:
+            infos = repository.list_points(name)
+            if name in request.points:
+                points[name] = repository.point(name, request.points[name]).session
+            elif infos:
+                points[name] = infos[-1].session
+        if not points:
+            raise NotFoundError(f"no recovery point of {_list(selection.vms)} in {repository.store.url}")
+        kept = fleets.Selection({name: selection.components[name] for name in points})
+        return plan_verify(file.fleet, kept, facts(file, kept, repository), share=request.share), points
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)

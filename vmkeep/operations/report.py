@@ -1,0 +1,62 @@
+"""What a step did, and how a run ended: values that both engines hand to people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmkeep.errors import PartialError, TemporaryError, VmkeepError
+from vmkeep.planning import State
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmkeep.planning import Outcome, Plan, Summary
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What one step did."""
+
+    text: str = ""
+    """One line for people."""
+    read: int = 0
+    """Bytes read from, or written to, the VM."""
+    stored: int = 0
+    """Bytes that were new to the repository, as stored."""
+    details: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """How a run ended."""
+
+    run: str
+    operation: str
+    plan: Plan
+    summary: Summary
+    outcomes: Mapping[str, Outcome]
+    steps: Mapping[str, StepReport]
+    seconds: Mapping[str, float]
+    """Wall time of each step that ran."""
+    elapsed: float
+    errors: Mapping[str, BaseException] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all succeeded; 3 partial; otherwise what the first failed step's error says."""
+        if self.summary.complete:
+            return 0
+        ended = {"seal", "health", "verify"} if self.operation != "configure" else {"configure"}
+        goals = [step for step in self.plan.steps if step.split(" ", 1)[0] in ended]
+        if any(isinstance(error, PartialError) for error in self.errors.values()) or any(
+            step in self.outcomes and self.outcomes[step].state is State.SUCCEEDED for step in goals
+        ):
+            return PartialError.exit_code
+        codes = [error.exit_code for error in self.errors.values() if isinstance(error, VmkeepError)]
+        return codes[0] if codes else 1
+
+    @property
+    def temporary(self) -> bool:
+        """Whether all that failed may succeed when it is tried again."""
+        return bool(self.errors) and all(isinstance(e, TemporaryError) for e in self.errors.values())

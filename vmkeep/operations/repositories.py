@@ -1,0 +1,101 @@
+"""From the fleet file to an open repository: its store, and the secret that opens it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.errors import InputError, UnsupportedError
+from vmkeep.repository import Repository, Secret, read_key_file, read_key_variable
+from vmkeep.stores import S3Options, open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vmkeep.fleet import FleetFile
+    from vmkeep.fleet.model import KeyReference
+    from vmkeep.stores import Store
+
+resolvers: Final[dict[str, Callable[[str], str]]] = {}
+"""How references that need another program are looked up, by their key in the fleet file.
+
+The library knows no Prefect: `flows` adds `prefect_secret` here.
+"""
+
+
+def store_of(file: FleetFile) -> Store:
+    """Open the store that the fleet file names.
+
+    Raises:
+        InputError: it is not there, or not reachable under this name.
+    """
+    config = file.fleet.repository
+    options = None
+    if config.s3 is not None:
+        keys = {}
+        if config.s3.credentials is not None:
+            access, _, secret = text_of(file, config.s3.credentials).strip().partition(":")
+            if not (access and secret):
+                raise InputError("repository.s3.credentials: the secret must read ACCESS_KEY:SECRET_KEY")
+            keys = {"access_key": access, "secret_key": secret}
+        options = S3Options(
+            endpoint_url=config.s3.endpoint_url,
+            region=config.s3.region,
+            profile=config.s3.profile,
+            ca_bundle=file.resolve(config.s3.ca_bundle) if config.s3.ca_bundle else None,
+            **keys,
+        )
+    return open_store(config.store, s3=options, base=file.path.absolute().parent)
+
+
+def secret_of(file: FleetFile) -> Secret:
+    """Return the secret that opens the repository.
+
+    Raises:
+        AccessError: it cannot be read.
+    """
+    key = file.fleet.repository.key
+    if key.file is not None:
+        return read_key_file(file.resolve(key.file))
+    if key.env is not None:
+        return read_key_variable(key.env)
+    return Secret.passphrase(text_of(file, key))
+
+
+def text_of(file: FleetFile, reference: KeyReference) -> str:
+    """Return the text that a reference stands for.
+
+    Raises:
+        InputError: there is no such thing.
+        UnsupportedError: this kind of reference cannot be looked up here.
+    """
+    if reference.file is not None:
+        path = file.resolve(reference.file)
+        try:
+            return path.read_text().strip()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if reference.env is not None:
+        return read_key_variable(reference.env).data.decode()
+    (kind,) = reference.model_fields_set
+    if kind not in resolvers:
+        what = "needs Prefect: run it without --direct" if kind == "prefect_secret" else "is not supported"
+        raise UnsupportedError(f"a reference by {kind} {what}; use file or env")
+    return resolvers[kind](str(getattr(reference, kind)))
+
+
+def open_repository(file: FleetFile) -> Repository:
+    """Open the fleet's repository.
+
+    Raises:
+        InputError: the store is not there.
+        AccessError: the key does not open it.
+        NotFoundError: no repository was made there yet.
+    """
+    return Repository.open(store_of(file), secret_of(file))
+
+
+def key_file(file: FleetFile) -> Path | None:
+    """Return the key file that the fleet names, if it names one."""
+    named = file.fleet.repository.key.file
+    return None if named is None else file.resolve(named)

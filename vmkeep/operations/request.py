@@ -1,0 +1,60 @@
+"""What was asked for: all that a run needs to be carried out, and carried out again, as a value."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vmkeep.errors import InputError
+
+Operation = Literal["configure", "backup", "restore", "verify"]
+
+
+class Request(BaseModel):
+    """An operation on (a part of) a fleet. Kept as JSON in the run's directory."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operation: Operation
+    fleet: Path
+    """The fleet file."""
+    targets: tuple[str, ...] = ()
+    """`vm`, `vm/kind` or `vm/kind.name`; none means all."""
+    kinds: tuple[str, ...] = ()
+    """Component kinds; none means all."""
+    at: datetime | None = None
+    """Restore the state of this time: nothing taken later is used."""
+    points: dict[str, str] = {}
+    """VM to session: the recovery points to restore or verify; chosen by `at` when not said."""
+    rename: dict[str, str] = {}
+    """VM to the name it is restored under."""
+    overwrite: bool = False
+    """Whether a VM that exists may be replaced."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The share of the stored bytes that `verify` reads."""
+    dependencies: bool = False
+    """Restore also all that the targets depend on."""
+
+    def aware(self) -> datetime | None:
+        """Return `at` as UTC; a time without a zone is local time."""
+        return None if self.at is None else self.at.astimezone(UTC)
+
+
+def parse_pairs(pairs: list[str], *, option: str) -> dict[str, str]:
+    """Return *pairs* such as ``db1=db1-copy`` as a mapping.
+
+    Raises:
+        InputError: one has no ``=``, or a VM is named twice.
+    """
+    parsed: dict[str, str] = {}
+    for pair in pairs:
+        left, equals, right = pair.partition("=")
+        if not (left and equals and right):
+            raise InputError(f"{option} {pair!r}: write VM=VALUE, for example {option} db1=db1-copy")
+        if left in parsed:
+            raise InputError(f"{option}: {left} is named twice")
+        parsed[left] = right
+    return parsed

@@ -1,0 +1,103 @@
+"""The steps of a restore: place, create, write, start, health, release."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmkeep.components.base import RestoreContext
+from vmkeep.components.health import check_images
+from vmkeep.components.open import open_component
+from vmkeep.errors import InputError, NotFoundError
+from vmkeep.operations.report import StepReport
+from vmkeep.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmkeep.hypervisors.base import Hypervisor
+    from vmkeep.operations.request import Request
+    from vmkeep.operations.run import Run
+    from vmkeep.planning import Step
+
+
+def place(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
+    """Decide where the VM is restored to, and refuse before anything is written."""
+    (name,) = step.vms
+    require_free(run.hypervisor_of(name), name, run.request)
+    return StepReport(f"on {run.file.fleet.vms[name].hypervisor} as {run.target(name)}")
+
+
+def require_free(hypervisor: Hypervisor, name: str, request: Request) -> None:
+    """Refuse to write over a VM unless that was asked for.
+
+    Raises:
+        InputError: it exists, and overwriting was not asked for.
+    """
+    target = request.rename.get(name, name)
+    if not request.overwrite and hypervisor.exists(target):
+        raise InputError(
+            f"VM {target} exists: say --overwrite to replace what is restored, or restore it under "
+            f"another name with --as {name}={name}-restored"
+        )
+
+
+def create(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
+    """Create the VM as it was when it was saved."""
+    (name,) = step.vms
+    point = run.point(name)
+    run.hypervisor_of(name).create(run.target(name), point.definition, overwrite=run.request.overwrite)
+    return StepReport(f"as in {point.session} of {point.taken}")
+
+
+def write(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
+    """Write one component into the VM: all of it or nothing."""
+    (name,) = step.vms
+    component = step.component or ""
+    point = run.point(name)
+    saved = point.components.get(component)
+    if saved is None:
+        why = point.missing.get(component, "it was not part of that backup")
+        raise NotFoundError(f"VM {name}: recovery point {point.session} has no {component}: {why}")
+    written = 0
+
+    def count(size: int) -> None:
+        nonlocal written
+        written += size
+        progress(size)
+
+    open_component(name, run.file.fleet.vms[name], component).restore(
+        RestoreContext(
+            name=run.target(name),
+            component=component,
+            hypervisor=run.hypervisor_of(name),
+            reader=run.repository,
+            scratch=run.scratch(name),
+            progress=count,
+        ),
+        saved,
+    )
+    return StepReport(f"{format_size(written)} written", read=written)
+
+
+def start(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
+    """Power the VM on."""
+    (name,) = step.vms
+    run.hypervisor_of(name).start(run.target(name))
+    return StepReport("started")
+
+
+def health(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
+    """Check the VM; its dependents wait for it.
+
+    A VM that cannot be started here is checked as it lies: images, file systems, databases.
+    """
+    (name,) = step.vms
+    found = check_images(run.hypervisor_of(name), run.target(name), run.file.fleet.vms[name])
+    return StepReport(f"healthy: {len(found)} check(s) passed", details=found)
+
+
+def release(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
+    """Let go of what the restore held open."""
+    for name in step.vms:
+        run.close_files(name)
+    return StepReport("released")

@@ -1,0 +1,366 @@
+"""One run of an operation: what its steps share, and what of it survives the process.
+
+<state>/<fleet>/runs/<run>/
+    run.json            what was asked for, the chosen points, the plan
+    lock                held by the process that carries the run out
+    outcomes            one JSON line for each step that ended
+    snapshots/<group>   what each snapshot is
+    spools/<vm>         the repository's spool of the VM's session
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import threading
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from vmkeep import fleet as fleets
+from vmkeep.components.guest import GuestFiles
+from vmkeep.disks import scratch
+from vmkeep.errors import ConflictError, InputError, NotFoundError
+from vmkeep.hypervisors.base import DiskState, MachineState, Snapshot
+from vmkeep.hypervisors.open import open_hypervisor
+from vmkeep.operations import repositories
+from vmkeep.operations.request import Request
+from vmkeep.planning import Outcome, Plan, State, Verb, still_done
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vmkeep.fleet import FleetFile
+    from vmkeep.hypervisors.base import Hypervisor
+    from vmkeep.repository import Point, Repository, Session
+
+_open_runs: Final[dict[Path, Run]] = {}
+_open_lock: Final = threading.Lock()
+
+
+def state_folder(fleet: str) -> Path:
+    """Return where this machine keeps the state of a fleet's runs.
+
+    `VMKEEP_STATE`, or else `vmkeep` in the XDG state folder. It must hold what a backup has read and
+    not uploaded yet.
+    """
+    root = os.environ.get("VMKEEP_STATE")
+    if root is None:
+        root = os.path.join(os.environ.get("XDG_STATE_HOME", "~/.local/state"), "vmkeep")  # noqa: PTH118
+    return Path(root).expanduser() / fleet
+
+
+def new_run_id(now: datetime, suffix: str | None = None) -> str:
+    """Return an id that sorts by time; *suffix* (8 hex digits) makes the same run find itself again."""
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{suffix or secrets.token_hex(4)}"
+
+
+class Run:
+    """A run under way in this process.
+
+    Safe to use from several threads. Close it, or use it in a `with`.
+    """
+
+    def __init__(self, folder: Path, request: Request, plan: Plan, points: Mapping[str, str]) -> None:
+        """Take the folder for this process; see `begin` and `reopen`."""
+        self.folder = folder
+        self.request = request
+        self.plan = plan
+        self.chosen = dict(points)
+        self.file: FleetFile = fleets.load(request.fleet)
+        self._mutex = threading.RLock()
+        self._hypervisors: dict[str, Hypervisor] = {}
+        self._repository: Repository | None = None
+        self._sessions: dict[str, Session] = {}
+        self._files: dict[str, GuestFiles] = {}
+        self._points: dict[str, Point] = {}
+        self._parents: dict[str, Point | None] = {}
+        self._lock = self._take()
+        with _open_lock:
+            _open_runs[folder] = self
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self.folder.name
+
+    @classmethod
+    def begin(cls, run_id: str, request: Request, plan: Plan, points: Mapping[str, str] | None = None) -> Run:
+        """Start a run: its folder is made, and what died before it is cleared away."""
+        runs = state_folder(plan.fleet) / "runs"
+        folder = runs / run_id
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        content = {
+            "request": request.model_dump(mode="json"), "plan": plan.to_json(), "points": dict(points or {}),
+        }  # fmt: skip
+        _write(folder / "run.json", json.dumps(content))
+        return cls(folder, request, plan, points or {})
+
+    @classmethod
+    def reopen(cls, folder: Path) -> Run:
+        """Return the run of a folder: the one open in this process, or what an earlier process left.
+
+        Raises:
+            NotFoundError: there is no such run here.
+            ConflictError: another process carries it out now.
+        """
+        with _open_lock:
+            run = _open_runs.get(folder)
+        if run is not None:
+            return run
+        try:
+            content = json.loads((folder / "run.json").read_bytes())
+        except FileNotFoundError:
+            raise NotFoundError(f"there is no run {folder.name} in {folder.parent}") from None
+        request = Request.model_validate(content["request"])
+        return cls(folder, request, Plan.from_json(content["plan"]), content["points"])
+
+    # What the steps use.
+
+    @property
+    def repository(self) -> Repository:
+        """The fleet's repository, opened when first used."""
+        with self._mutex:
+            if self._repository is None:
+                self._repository = repositories.open_repository(self.file)
+            return self._repository
+
+    def hypervisor_of(self, vm: str) -> Hypervisor:
+        """Return the driver of the hypervisor that runs *vm*."""
+        name = self.file.fleet.vms[vm].hypervisor
+        with self._mutex:
+            if name not in self._hypervisors:
+                self._hypervisors[name] = open_hypervisor(
+                    name, self.file.fleet.hypervisors[name], self.file.path.absolute().parent
+                )
+            return self._hypervisors[name]
+
+    def session(self, vm: str) -> Session:
+        """Return the session that saves *vm*: begun now, or continued after an interruption of this run."""
+        with self._mutex:
+            if vm not in self._sessions:
+                spool = self.folder / "spools" / vm
+                self._adopt(vm, spool)
+                self._sessions[vm] = self.repository.begin(
+                    vm=vm, run=self.id, spool=spool, fleet=self.file.fleet.fleet
+                )
+            return self._sessions[vm]
+
+    def end_session(self, vm: str) -> None:
+        """Forget a decided session; the next use begins another."""
+        with self._mutex:
+            session = self._sessions.pop(vm, None)
+        if session is not None:
+            session.close()
+
+    def files(self, vm: str) -> GuestFiles:
+        """Return the VM's file systems as of its snapshot; shared by its components."""
+        machine = self.machine(vm)
+        with self._mutex:
+            if vm not in self._files:
+                self._files[vm] = GuestFiles(self.hypervisor_of(vm), machine)
+            return self._files[vm]
+
+    def close_files(self, vm: str) -> None:
+        """Unmount the VM's file systems."""
+        with self._mutex:
+            files = self._files.pop(vm, None)
+        if files is not None:
+            files.close()
+
+    def point(self, vm: str) -> Point:
+        """Return the recovery point that this run restores or verifies for *vm*."""
+        with self._mutex:
+            if vm not in self._points:
+                if vm not in self.chosen:
+                    raise InputError(f"VM {vm}: this run has no recovery point for it")
+                self._points[vm] = self.repository.point(vm, self.chosen[vm])
+            return self._points[vm]
+
+    def parent(self, vm: str) -> Point | None:
+        """Return the VM's newest recovery point of an earlier run: what is as in it is not stored again."""
+        with self._mutex:
+            if vm not in self._parents:
+                infos = self.repository.list_points(vm)
+                self._parents[vm] = self.repository.point(vm, infos[-1].session) if infos else None
+            return self._parents[vm]
+
+    def selected(self, vm: str) -> list[str]:
+        """Return the components of *vm* that this run saves, in restore order."""
+        prefix = f"backup {vm}/"
+        return [step.removeprefix(prefix) for step in self.plan.steps if step.startswith(prefix)]
+
+    def saved_now(self, vm: str, component: str) -> bool:
+        """Tell whether the component was saved from the present snapshot, not from one before a retry."""
+        outcome = self.outcomes().get(f"backup {vm}/{component}")
+        return outcome is not None and outcome.state is State.SUCCEEDED
+
+    def target(self, vm: str) -> str:
+        """Return the name under which *vm* is restored."""
+        return self.request.rename.get(vm, vm)
+
+    # What survives the process.
+
+    def keep_snapshot(self, snapshots: list[Snapshot]) -> None:
+        """Remember the snapshots of one group, one for each hypervisor that its VMs run on."""
+        folder = self.folder / "snapshots"
+        folder.mkdir(exist_ok=True)
+        _write(folder / snapshots[0].group, json.dumps([asdict(snapshot) for snapshot in snapshots]))
+
+    def snapshots(self, group: str | None = None) -> Iterator[Snapshot]:
+        """Yield the snapshots of a group, or all."""
+        folder = self.folder / "snapshots"
+        for path in [folder / group] if group else sorted(folder.glob("*")):
+            if path.exists():
+                yield from map(_snapshot, json.loads(path.read_bytes()))
+
+    def snapshot_of(self, vm: str) -> Snapshot:
+        """Return the snapshot that holds *vm*."""
+        for snapshot in self.snapshots():
+            if vm in snapshot.machines:
+                return snapshot
+        raise NotFoundError(f"VM {vm}: run {self.id} has no snapshot of it")
+
+    def machine(self, vm: str) -> MachineState:
+        """Return *vm* as it was at its snapshot."""
+        return self.snapshot_of(vm).machines[vm]
+
+    def scratch(self, vm: str) -> Path:
+        """Return a folder for large temporary files, gone with the run."""
+        folder = self.folder / "scratch" / vm
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def remember(self, step: str, outcome: Outcome) -> None:
+        """Note how a step ended."""
+        line = json.dumps({"step": step, "state": outcome.state.value, "reason": outcome.reason})
+        with self._mutex, (self.folder / "outcomes").open("a") as file:
+            file.write(line + "\n")
+
+    def done_before(self) -> frozenset[str]:
+        """Return the steps that an earlier process of this run did and that need not be repeated."""
+        outcomes = self.outcomes()
+        for step in self.plan.steps.values():
+            undecided = step.verb in {Verb.BACKUP, Verb.UPLOAD} and f"seal {step.vms[0]}" not in outcomes
+            if undecided and not (self.folder / "spools" / step.vms[0] / "session").exists():
+                outcomes.pop(step.id, None)  # a later run took the session over
+        return still_done(self.plan, outcomes)
+
+    def outcomes(self) -> dict[str, Outcome]:
+        """Return how each step ended the last time it was tried."""
+        try:
+            lines = (self.folder / "outcomes").read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        noted = (json.loads(line) for line in lines if line.endswith("}"))
+        return {one["step"]: Outcome(State(one["state"]), one["reason"]) for one in noted}
+
+    def reason_missing(self, vm: str, component: str) -> str:
+        """Return why a component is not in the recovery point."""
+        outcomes = self.outcomes()
+        group = fleets.group_of(self.file.fleet)[vm]
+        for step in (f"backup {vm}/{component}", f"upload {vm}/{component}", f"snapshot {group}"):
+            outcome = outcomes.get(step)
+            if outcome is not None and outcome.state is not State.SUCCEEDED:
+                return outcome.reason
+        return "it was not saved before the run ended"
+
+    def close(self) -> None:
+        """Let go of everything that belongs to this process; a second call does nothing."""
+        with _open_lock:
+            _open_runs.pop(self.folder, None)
+        with self._mutex:
+            for vm in [*self._files]:
+                self.close_files(vm)
+            for vm in [*self._sessions]:
+                self.end_session(vm)
+            shutil.rmtree(self.folder / "scratch", ignore_errors=True)
+            if self._lock >= 0:
+                os.close(self._lock)
+                self._lock = -1
+
+    def forget(self) -> None:
+        """Close the run and remove its folder; nothing of it is needed any more."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take(self) -> int:
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise ConflictError(f"run {self.folder.name} is carried out by another process now") from None
+        return lock
+
+    def _adopt(self, vm: str, spool: Path) -> None:
+        """Take over the spool that a dead run left for *vm*; the repository then voids its session."""
+        if spool.exists():
+            return
+        spool.parent.mkdir(exist_ok=True)
+        for dead in dead_runs(self.file.fleet.fleet):
+            left = dead / "spools" / vm
+            if (left / "session").exists():
+                left.rename(spool)
+                return
+
+
+def dead_runs(fleet: str) -> Iterator[Path]:
+    """Yield the folders of runs that no process carries out any more, newest first."""
+    for folder in sorted((state_folder(fleet) / "runs").glob("*"), reverse=True):
+        try:
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)
+        yield folder
+
+
+def reap(run: Run) -> None:
+    """Release what dead runs left here and on the hypervisors: snapshots, mounts, temporary files."""
+    scratch.reap()
+    for folder in dead_runs(run.file.fleet.fleet):
+        if not (folder / "run.json").exists():
+            continue
+        with Run.reopen(folder) as dead:
+            for snapshot in dead.snapshots():
+                for vm in snapshot.machines:
+                    if vm in dead.file.fleet.vms:
+                        dead.hypervisor_of(vm).release(snapshot)
+                        break
+
+
+def _snapshot(value: Mapping[str, object]) -> Snapshot:
+    content = json.loads(json.dumps(value))
+    machines = {
+        name: MachineState(
+            machine["vm"], machine["definition"],
+            tuple(DiskState(**disk) for disk in machine["disks"]), machine["running"],
+        )
+        for name, machine in content["machines"].items()
+    }  # fmt: skip
+    return Snapshot(content["group"], content["taken"], content["consistency"], machines)
+
+
+def _write(path: Path, text: str) -> None:
+    new = path.with_name(f".{path.name}.new")
+    with new.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)

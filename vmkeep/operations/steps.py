@@ -1,0 +1,51 @@
+"""The bodies of all steps, by verb: the same ones under Prefect and without it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.operations import backup, configure, restore, verify
+from vmkeep.planning import Verb
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmkeep.operations.report import StepReport
+    from vmkeep.operations.run import Run
+    from vmkeep.planning import Step
+
+    Body = Callable[[Run, Step, Callable[[int], None]], StepReport]
+
+_BACKUP: Final[dict[Verb, Body]] = {
+    Verb.CONFIGURE: configure.check,
+    Verb.SNAPSHOT: backup.snapshot,
+    Verb.BACKUP: backup.save,
+    Verb.UPLOAD: backup.upload,
+    Verb.RELEASE: backup.release,
+    Verb.SEAL: backup.seal,
+    Verb.VERIFY: verify.verify_new,
+}
+_RESTORE: Final[dict[Verb, Body]] = {
+    Verb.PLACE: restore.place,
+    Verb.CONFIGURE: restore.create,
+    Verb.RESTORE: restore.write,
+    Verb.START: restore.start,
+    Verb.HEALTH: restore.health,
+    Verb.RELEASE: restore.release,
+}
+_BODIES: Final[dict[str, dict[Verb, Body]]] = {
+    "backup": _BACKUP,
+    "restore": _RESTORE,
+    "configure": {Verb.CONFIGURE: configure.apply},
+    "verify": {Verb.VERIFY: verify.verify_chosen},
+}
+
+
+def perform(run: Run, step_id: str, progress: Callable[[int], None]) -> StepReport:
+    """Carry out one step of *run*; may be called again after a failure.
+
+    Args:
+        progress: is told the bytes that were done since its last call, from any thread.
+    """
+    step: Step = run.plan.steps[step_id]
+    return _BODIES[run.plan.operation][step.verb](run, step, progress)

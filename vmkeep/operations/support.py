@@ -1,0 +1,71 @@
+"""What a fleet declares and this version cannot do: said before anything is touched, never ignored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmkeep.errors import UnsupportedError
+from vmkeep.hypervisors.open import open_hypervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vmkeep.fleet import FleetFile
+
+
+def unsupported(file: FleetFile, vms: Iterable[str] | None = None) -> list[str]:
+    """Return one sentence for each declared thing that cannot be carried out.
+
+    Args:
+        vms: only what concerns these VMs and the fleet as a whole; all by default.
+    """
+    return [*_of_the_fleet(file), *_of_vms(file, [*(file.fleet.vms if vms is None else vms)])]
+
+
+def notices(file: FleetFile) -> list[str]:
+    """Return one sentence for each declared thing that is kept for later and harms nothing now."""
+    told = []
+    if file.fleet.repository.retention is not None:
+        told.append("repository.retention: this version never removes a recovery point; all are kept")
+    told += [
+        f"schedules.{name}: this version has no {name}; no deployment is made for it"
+        for name in ("drill", "prune")
+        if getattr(file.fleet.schedules, name) is not None
+    ]
+    return told
+
+
+def require_supported(file: FleetFile, vms: Iterable[str]) -> None:
+    """Refuse an operation that would leave out something declared.
+
+    Raises:
+        UnsupportedError: lists all that is declared for *vms* and cannot be done.
+    """
+    found = unsupported(file, vms)
+    if found:
+        raise UnsupportedError("\n".join(found))
+
+
+def _of_the_fleet(file: FleetFile) -> Iterator[str]:
+    repository = file.fleet.repository
+    if repository.object_lock is not None:
+        yield "repository.object_lock is not supported by this version: take it out to go without"
+    if repository.key.kms is not None:
+        yield "repository.key.kms is not supported by this version: use file, env or prefect_secret"
+    if file.fleet.windows:
+        yield "windows are not supported by this version: use the cron of the schedule"
+    if "bandwidth" in file.fleet.limits:
+        yield "limits.bandwidth is not supported by this version: limit uploads by number (upload: 2)"
+
+
+def _of_vms(file: FleetFile, vms: list[str]) -> Iterator[str]:
+    base = file.path.absolute().parent
+    for name in dict.fromkeys(file.fleet.vms[vm].hypervisor for vm in vms):
+        try:
+            driver = open_hypervisor(name, file.fleet.hypervisors[name], base)
+        except UnsupportedError as error:
+            yield str(error)
+            continue
+        for vm in vms:
+            if file.fleet.vms[vm].hypervisor == name:
+                yield from driver.unsupported(vm, file.fleet.vms[vm])
