@@ -87,6 +87,9 @@ def seal(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     """
     (name,) = step.vms
     declared = run.selected(name)
+    if not run.has_session(name):
+        why = "; ".join(dict.fromkeys(run.reason_missing(name, one) for one in declared))
+        raise SourceError(f"VM {name}: no recovery point was made, for nothing was saved: {why}")
     session = run.session(name)
     recorded = session.recorded()
     saved: dict[str, SavedComponent] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmkeep.errors import SourceError
+from vmkeep.errors import InputError, SourceError
 from vmkeep.operations.report import StepReport
 
 if TYPE_CHECKING:
@@ -31,7 +31,11 @@ def check(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
             f"VM {name} does not exist on hypervisor {run.file.fleet.vms[name].hypervisor}: "
             f"create it with 'vmkeep configure {name}', or correct its name in {run.file.path}"
         )
-    changes = hypervisor.configure(name, run.file.fleet.vms[name], apply=False)
+    try:
+        changes = hypervisor.configure(name, run.file.fleet.vms[name], apply=False)
+    except InputError as error:
+        # The fleet file is wrong about it, for instance about a disk's size: save it as it is.
+        return StepReport(f"differs from the fleet file: {error}", details=(str(error),))
     return StepReport(_told(changes, none="is as declared"), details=_lines(changes))
 
 

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from vmkeep.operations import lifecycle
 from vmkeep.operations.engine import Silent, walk
 from vmkeep.operations.retry import DELAYS_S, attempts, is_temporary
 from vmkeep.operations.steps import perform
@@ -15,8 +16,10 @@ from vmkeep.operations.steps import perform
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmkeep.operations.engine import Observer
+    from vmkeep.operations import lifecycle
+from vmkeep.operations.engine import Observer
     from vmkeep.operations.report import RunReport, StepReport
+    from vmkeep.operations.request import Request
     from vmkeep.operations.run import Run
     from vmkeep.planning import Step
 
@@ -57,6 +60,22 @@ class _Threads:
 
     def _once(self, step: Step) -> StepReport:
         return perform(self._run, step.id, lambda size: self._observer.advanced(step.id, size))
+
+
+def run_direct(request: Request, *, observer: Observer | None = None, resume: str | None = None) -> RunReport:
+    """Carry out *request* without Prefect, from the check of the fleet file to the record of the run.
+
+    Args:
+        resume: continue this run instead of starting one.
+
+    Raises:
+        InputError: it cannot be carried out; nothing was touched.
+    """
+    run = lifecycle.begin(request) if resume is None else lifecycle.resume(request, resume)
+    with run:
+        report = carry_out(run, observer=observer)
+        lifecycle.finish(run, report)
+    return report
 
 
 def carry_out(

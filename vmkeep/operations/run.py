@@ -150,6 +150,11 @@ class Run:
                 )
             return self._sessions[vm]
 
+    def has_session(self, vm: str) -> bool:
+        """Tell whether a session was begun for *vm*, now or before an interruption."""
+        with self._mutex:
+            return vm in self._sessions or (self.folder / "spools" / vm / "session").exists()
+
     def end_session(self, vm: str) -> None:
         """Forget a decided session; the next use begins another."""
         with self._mutex:
@@ -331,10 +336,10 @@ def dead_runs(fleet: str) -> Iterator[Path]:
         yield folder
 
 
-def reap(run: Run) -> None:
+def reap(fleet: str) -> None:
     """Release what dead runs left here and on the hypervisors: snapshots, mounts, temporary files."""
     scratch.reap()
-    for folder in dead_runs(run.file.fleet.fleet):
+    for folder in dead_runs(fleet):
         if not (folder / "run.json").exists():
             continue
         with Run.reopen(folder) as dead:

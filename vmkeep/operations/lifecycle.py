@@ -1,0 +1,88 @@
+"""The beginning and the end of a run, the same for both engines."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from vmkeep import fleet as fleets
+from vmkeep.errors import ConflictError, VmkeepError
+from vmkeep.operations.prepare import prepare
+from vmkeep.operations.run import Run, dead_runs, new_run_id, reap, state_folder
+from vmkeep.planning import State
+
+if TYPE_CHECKING:
+    from vmkeep.operations.report import RunReport
+    from vmkeep.operations.request import Request
+
+_KEPT: Final = 10
+"""How many failed runs are kept for `--resume`."""
+
+
+def begin(request: Request, *, run_id: str | None = None) -> Run:
+    """Check and plan *request*, clear away what dead runs left, and start its run.
+
+    A run with *run_id* that an earlier process left is continued instead.
+
+    Raises:
+        InputError: it cannot be carried out; nothing was touched.
+    """
+    file = fleets.load(request.fleet)
+    name = run_id or new_run_id(datetime.now(UTC))
+    folder = state_folder(file.fleet.fleet) / "runs" / name
+    if (folder / "run.json").exists():
+        return Run.reopen(folder)
+    plan, points = prepare(file, request)
+    reap(file.fleet.fleet)
+    return Run.begin(name, request, plan, points)
+
+
+def resume(request: Request, run_id: str) -> Run:
+    """Continue a run that failed or was interrupted: only what did not succeed is done again.
+
+    Raises:
+        NotFoundError: it is not known here.
+        ConflictError: another process carries it out, or it was of another operation.
+    """
+    file = fleets.load(request.fleet)
+    run = Run.reopen(state_folder(file.fleet.fleet) / "runs" / run_id)
+    if run.request.operation != request.operation:
+        run.close()
+        raise ConflictError(f"run {run_id} is a {run.request.operation}, not a {request.operation}")
+    return run
+
+
+def finish(run: Run, report: RunReport) -> str | None:
+    """Write the record of a backup into the repository, and drop what is not needed any more.
+
+    Returns:
+        Why the record could not be written, if so; the recovery points are not affected.
+    """
+    trouble = _record(run, report) if report.operation == "backup" else None
+    if report.summary.complete:
+        run.forget()
+    else:
+        run.close()
+        for old in [*dead_runs(run.file.fleet.fleet)][_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return trouble
+
+
+def _record(run: Run, report: RunReport) -> str | None:
+    taken = {vm: snapshot.taken for snapshot in run.snapshots() for vm in snapshot.machines}
+    record = {
+        "fleet": run.file.fleet.fleet,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sentence": report.summary.sentence,
+        "complete": report.summary.complete,
+        "taken": taken,
+        "failed": {step: one.reason for step, one in report.outcomes.items() if one.state is State.FAILED},
+    }
+    try:
+        run.repository.put_run(run.id, record)
+    except ConflictError:
+        return None  # written by the first try of a run that was continued: records are never changed
+    except VmkeepError as error:
+        return f"the record of run {run.id} was not written: {error}"
+    return None
