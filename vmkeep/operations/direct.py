@@ -16,8 +16,7 @@ from vmkeep.operations.steps import perform
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmkeep.operations import lifecycle
-from vmkeep.operations.engine import Observer
+    from vmkeep.operations.engine import Observer
     from vmkeep.operations.report import RunReport, StepReport
     from vmkeep.operations.request import Request
     from vmkeep.operations.run import Run
