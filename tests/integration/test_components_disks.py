@@ -41,11 +41,11 @@ class Bench:
     def machine(self, name):
         return self.hypervisor.snapshot("g", {name: self.vm}).machines[name]
 
-    def save(self, component="os"):
+    def save(self, component="os", parent=None):
         machine = self.machine("db1")
         with GuestFiles(self.hypervisor, machine) as files:
             context = SaveContext(
-                "db1", self.vm, component, self.hypervisor, machine, self.chunks, files, self.folder
+                "db1", self.vm, component, self.hypervisor, machine, self.chunks, files, self.folder, parent
             )
             return open_component("db1", self.vm, component).save(context)
 
@@ -101,6 +101,24 @@ def test_a_disk_that_another_component_claims_is_not_saved_twice(bench):
 
     assert list(bench.save("os").disks) == ["root"]
     assert list(bench.save("filesystems.data").disks) == ["data"]
+
+
+def test_a_disk_that_nobody_touched_is_not_read_again(bench):
+    first = bench.save()
+
+    second = bench.save(parent=first)
+    assert (second.stats.read, second.disks) == (0, first.disks)
+
+
+def test_a_disk_that_was_written_is_read_again(bench):
+    first = bench.save()
+    with bench.hypervisor.create_disk("db1", "root", size=64 * MiB, format="raw") as target:
+        target.write(0, b"new")
+    bench.hypervisor.commit_disks("db1", ["root"])
+
+    second = bench.save(parent=first)
+    assert second.disks["root"] != first.disks["root"]
+    assert second.disks["data"] == first.disks["data"]
 
 
 def test_holes_are_not_read(bench):

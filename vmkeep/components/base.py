@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmkeep.components.guest import GuestFiles
-    from vmkeep.disks.device import DiskSource, DiskTarget
+    from vmkeep.disks.device import DiskSource, DiskTarget, Extent
     from vmkeep.fleet.model import VM
     from vmkeep.hypervisors.base import Hypervisor, MachineState
     from vmkeep.repository.manifest import DiskRef, SavedComponent, Stats, StreamRef
@@ -24,9 +24,15 @@ class ChunkWriter(Protocol):
         source: DiskSource,
         *,
         parent: DiskRef | None = None,
+        changed: Iterable[Extent] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[DiskRef, Stats]:
-        """Save a disk; what is as in *parent* is not stored again. *progress* is told bytes done."""
+        """Save a disk; what is as in *parent* is not stored again.
+
+        Args:
+            changed: All ranges that may differ from *parent*; only these are read. None: not known.
+            progress: Told how many bytes were read since the last call.
+        """
 
     def save_stream(
         self,

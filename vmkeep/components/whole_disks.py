@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmkeep.disks import fingerprint
 from vmkeep.errors import InputError, NotFoundError
 from vmkeep.repository.manifest import SavedComponent, Stats
 
@@ -11,20 +12,39 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmkeep.components.base import RestoreContext, SaveContext
+    from vmkeep.disks.device import Extent
+    from vmkeep.hypervisors.base import DiskState
+    from vmkeep.repository.manifest import DiskRef
 
 
 def save_disks(context: SaveContext, disks: Sequence[str], facts: Mapping[str, str]) -> SavedComponent:
-    """Save *disks* whole; holes are not read, and what an earlier point has is not stored again."""
+    """Save *disks* whole; holes are not read, and an image that nobody touched since is not read at all."""
     refs, stats = {}, Stats()
     described = dict(facts)
-    for name in disks:
-        parent = context.parent.disks.get(name) if context.parent else None
-        with context.hypervisor.open_disk(context.machine, name) as source:
+    for state in context.machine.disks:
+        if state.name not in disks:
+            continue
+        parent, changed = _inherited(context.parent, state)
+        with context.hypervisor.open_disk(context.machine, state.name) as source:
             # The block ends only if the disk stayed what it was at the snapshot.
-            refs[name], cost = context.writer.save_disk(source, parent=parent, progress=context.progress)
+            refs[state.name], cost = context.writer.save_disk(
+                source, parent=parent, changed=changed, progress=context.progress
+            )
         stats += cost
-        described[f"format.{name}"] = next(s.format for s in context.machine.disks if s.name == name)
+        described[f"format.{state.name}"] = state.format
+        described[f"fingerprint.{state.name}"] = state.fingerprint
     return SavedComponent(context.component, disks=refs, facts=described, stats=stats)
+
+
+def _inherited(
+    parent: SavedComponent | None, state: DiskState
+) -> tuple[DiskRef | None, tuple[Extent, ...] | None]:
+    """Return the disk in an earlier point, and what may have changed since: nothing, or unknown (None)."""
+    ref = parent.disks.get(state.name) if parent else None
+    if parent is None or ref is None or ref.size != state.size:
+        return ref, None
+    same = parent.facts.get(f"fingerprint.{state.name}") == state.fingerprint
+    return ref, () if same and fingerprint.proves_content(state.fingerprint) else None
 
 
 def restore_disks(context: RestoreContext, saved: SavedComponent) -> None:

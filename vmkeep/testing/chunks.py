@@ -11,7 +11,7 @@ from vmkeep.units import MiB
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from vmkeep.disks.device import DiskSource, DiskTarget
+    from vmkeep.disks.device import DiskSource, DiskTarget, Extent
 
 _HOLE: Final = bytes(32)
 
@@ -27,10 +27,13 @@ class MemoryChunks:
         self,
         source: DiskSource,
         *,
-        parent: DiskRef | None = None,  # noqa: ARG002  (equal chunks have equal names; nothing to inherit)
+        parent: DiskRef | None = None,
+        changed: Iterable[Extent] | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[DiskRef, Stats]:
         """Keep the chunks that hold data."""
+        if parent is not None and changed is not None and not tuple(changed):
+            return parent, Stats()
         size, step = source.size, self._chunk_size
         ids = [_HOLE] * -(-size // step)
         read = 0
