@@ -75,6 +75,16 @@ class GuestFiles:
                     self._stack = stack.pop_all()
             return self._opened.tree
 
+    def check_unchanged(self) -> None:
+        """Compare the images with what they were; nothing was read from them if they were never opened.
+
+        Raises:
+            SourceChangedError: one has changed: what was read from it may not be used.
+        """
+        with self._lock:
+            if self._opened is not None:
+                self._opened.check_unchanged()
+
     def close(self) -> None:
         """Unmount everything; a second call does nothing.
 

@@ -53,6 +53,7 @@ def save(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
             progress=progress,
         )
     )
+    run.files(name).check_unchanged()  # what was read through it is no recovery point if it did
     session.record(saved)
     cost = saved.stats
     return StepReport(

@@ -20,19 +20,20 @@ _KEPT: Final = 10
 """How many failed runs are kept for `--resume`."""
 
 
-def begin(request: Request, *, run_id: str | None = None) -> Run:
+def begin(request: Request, *, suffix: str | None = None) -> Run:
     """Check and plan *request*, clear away what dead runs left, and start its run.
 
-    A run with *run_id* that an earlier process left is continued instead.
+    Args:
+        suffix: 8 hex digits. A run that an earlier process began with the same is continued instead.
 
     Raises:
         InputError: it cannot be carried out; nothing was touched.
     """
     file = fleets.load(request.fleet)
-    name = run_id or new_run_id(datetime.now(UTC))
-    folder = state_folder(file.fleet.fleet) / "runs" / name
-    if (folder / "run.json").exists():
-        return Run.reopen(folder)
+    name = new_run_id(datetime.now(UTC), suffix)
+    if suffix is not None:
+        for folder in (state_folder(file.fleet.fleet) / "runs").glob(f"*-{suffix}"):
+            return Run.reopen(folder)
     plan, points = prepare(file, request)
     reap(file.fleet.fleet)
     return Run.begin(name, request, plan, points)

@@ -49,3 +49,9 @@ def perform(run: Run, step_id: str, progress: Callable[[int], None]) -> StepRepo
     """
     step: Step = run.plan.steps[step_id]
     return _BODIES[run.plan.operation][step.verb](run, step, progress)
+
+
+def describe(verb: Verb) -> str:
+    """Return what steps of *verb* do, one line for each operation that has them."""
+    docs = {operation: bodies[verb].__doc__ or "" for operation, bodies in _BODIES.items() if verb in bodies}
+    return "\n\n".join(f"{operation}: {doc.splitlines()[0]}" for operation, doc in docs.items())

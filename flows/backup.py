@@ -1,0 +1,17 @@
+"""The entry point of backup deployments: `flows/backup.py:backup`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows import forms
+from flows.generate import DESCRIPTIONS, carry_out, threads
+
+
+@flow(name="backup", description=DESCRIPTIONS["backup"], task_runner=threads())
+def backup(fleet: str, vms: list[str] | None = None, components: list[str] | None = None) -> State[Any]:
+    """Save VMs of the fleet in the file *fleet*."""
+    return carry_out(forms.request("backup", {"fleet": fleet, "vms": vms, "components": components}))

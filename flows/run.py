@@ -1,0 +1,57 @@
+"""Runs a fleet's flow in this process, with the server that is there or one of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from flows import settings
+from vmkeep import fleet as fleets
+from vmkeep.errors import TemporaryError, VmkeepError
+
+if TYPE_CHECKING:
+    from vmkeep.operations.engine import Observer
+    from vmkeep.operations.report import RunReport
+    from vmkeep.operations.request import Request
+
+
+def run_flow(request: Request, *, observer: Observer | None = None, resume: str | None = None) -> RunReport:
+    """Carry out *request* as a flow run, and return its report.
+
+    Raises:
+        VmkeepError: it cannot be carried out; nothing was touched.
+        TemporaryError: Prefect's server is away.
+    """
+    settings.find_server()
+    # The observer shows what happens; the server keeps all of the log.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    from flows.generate import generate  # noqa: PLC0415  (Prefect costs a second, and reads its settings)
+
+    reports: list[RunReport] = []
+    file = fleets.load(request.fleet)
+    flow = generate(file, request.operation, observer=observer, resume=resume, ended=reports.append)
+    state = flow(**parameters(request), return_state=True)
+    if reports:
+        return reports[0]
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, VmkeepError):
+        raise error
+    raise TemporaryError(f"Prefect could not run the flow: {state.message}; --direct does without it")
+
+
+def parameters(request: Request) -> dict[str, Any]:
+    """Return *request* as the parameters of its flow."""
+    given: dict[str, Any] = {"vms": list(request.targets), "fleet": str(request.fleet.absolute())}
+    if request.operation != "configure":
+        given["components"] = list(request.kinds)
+    if request.operation == "restore":
+        given |= {
+            "at": request.at,
+            "points": request.points,
+            "rename": request.rename,
+            "dependencies": request.dependencies,
+            "overwrite": request.overwrite,
+        }
+    if request.operation == "verify":
+        given["percent"] = request.share * 100
+    return given

@@ -1,0 +1,23 @@
+"""The entry point of verify deployments: `flows/verify.py:verify`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows import forms
+from flows.generate import DESCRIPTIONS, carry_out, threads
+
+
+@flow(name="verify", description=DESCRIPTIONS["verify"], task_runner=threads())
+def verify(
+    fleet: str,
+    vms: list[str] | None = None,
+    components: list[str] | None = None,
+    percent: float = 100.0,
+) -> State[Any]:
+    """Read recovery points of the fleet in the file *fleet* back."""
+    given = {"fleet": fleet, "vms": vms, "components": components, "percent": percent}
+    return carry_out(forms.request("verify", given))
