@@ -36,13 +36,11 @@ def cut(blocks: Iterable[Buffer], format_: Format, seed: int) -> Iterator[bytes]
             # A cut is final only if the largest chunk would have fitted: else more bytes could move it.
             last = len(pending) - format_.stream_most
             used = 0
-            with memoryview(pending) as view:
-                for chunk in cutter.cut_buf(view):
-                    if chunk.offset > last:
-                        break
-                    used = chunk.offset + chunk.length
-                    yield bytes(view[chunk.offset : used])
-            del pending[:used]
-    with memoryview(pending) as view:
-        for chunk in cutter.cut_buf(view):
-            yield bytes(view[chunk.offset : chunk.offset + chunk.length])
+            for chunk in cutter.cut_buf(pending):
+                if chunk.offset > last:
+                    break
+                used = chunk.offset + chunk.length
+                yield bytes(memoryview(pending)[chunk.offset : used])
+            pending = pending[used:]  # a new one: the cutter may still look at the old
+    for chunk in cutter.cut_buf(pending):
+        yield bytes(memoryview(pending)[chunk.offset : chunk.offset + chunk.length])

@@ -11,7 +11,6 @@ from vmkeep.errors import TemporaryError
 from vmkeep.repository.codec import compress
 from vmkeep.repository.pack import PackWriter
 from vmkeep.repository.spool import spooling
-from vmkeep.units import MiB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from vmkeep.repository.pack import FinishedPack
     from vmkeep.repository.spool import Spool
 
-_LARGEST_RECORD: Final = 5 * MiB
-"""More than a stream's largest chunk (4 MiB) and the footer of a full pack."""
 _MOST_RECORDS: Final = 2**14
 """Keeps the footer small, and the list of entries while the pack is filled."""
 
@@ -59,7 +56,7 @@ class Packer:
         self._keys = keys
         self._spool = spool
         self._known = known
-        self._enough = most - _LARGEST_RECORD
+        self._enough = most - most // 8  # room for the largest chunk and the footer
         self._finished = finished
         self._new = {entry.tobytes() for pack in self.packs.values() for entry in pack.entries["id"]}
         self._current: PackWriter | None = None

@@ -53,24 +53,36 @@ class PackFault:
 class Repository:
     """A repository that was opened with a secret. Safe to use from several threads."""
 
-    def __init__(self, store: Store, format_: Format, keys: Keys, *, cache: Path | None = None) -> None:
+    def __init__(self, store: Store, format_: Format, master: bytes, *, cache: Path | None = None) -> None:
         self.store = store
         self.format = format_
-        self.keys = keys
-        self.committed = CommittedIndex(store, keys, cache)
-        self.trees = Trees(Chunks(store, keys, self._index), format_.disk_leaf)
+        self.keys = Keys.from_master(master, format_.repository)
+        self.committed = CommittedIndex(store, self.keys, cache)
+        self.trees = Trees(Chunks(store, self.keys, self._index), format_.disk_leaf)
+        self._master = master
         self._points: dict[str, Point] = {}
         self._probed = False
 
     @classmethod
-    def init(cls, store: Store, secret: Secret, *, slot: str = "default", cache: Path | None = None) -> Self:
+    def init(
+        cls,
+        store: Store,
+        secret: Secret,
+        *,
+        slot: str = "default",
+        cache: Path | None = None,
+        parameters: Format | None = None,
+    ) -> Self:
         """Make a repository in *store*; what an interrupted call left is completed.
+
+        Args:
+            parameters: how data is cut and packed; by default as measured to be best.
 
         Raises:
             InputError: there is a repository, or the store is not fit for one.
         """
         probe(store)
-        data = Format.new().encode()
+        data = (parameters or Format.new()).encode()
         if not store.put_if_absent(layout.FORMAT, data):
             data = store.get(layout.FORMAT)
         format_ = Format.decode(data)
@@ -79,7 +91,7 @@ class Repository:
         wrapped = keyslot.wrap(master, secret, slot, data)
         if slots or not store.put_if_absent(layout.key_slot(slot), wrapped):
             raise InputError(f"{store.url} holds a repository already; open it, or use another place")
-        return cls(store, format_, Keys.from_master(master, format_.repository), cache=cache)
+        return cls(store, format_, master, cache=cache)
 
     @classmethod
     def open(
@@ -103,7 +115,17 @@ class Repository:
         format_ = Format.decode(data)
         format_.require("read")
         master = _unwrap(store, secret, slot, data)
-        return cls(store, format_, Keys.from_master(master, format_.repository), cache=cache)
+        return cls(store, format_, master, cache=cache)
+
+    def add_slot(self, slot: str, secret: Secret) -> None:
+        """Let another secret open the repository too.
+
+        Raises:
+            InputError: the slot exists.
+        """
+        wrapped = keyslot.wrap(self._master, secret, slot, self.store.get(layout.FORMAT))
+        if not self.store.put_if_absent(layout.key_slot(slot), wrapped):
+            raise InputError(f"the key slot {slot!r} exists in {self.store.url}; choose another name")
 
     def begin(
         self, *, vm: str, run: str, spool: Path, fleet: str = "", spool_limit: int = SPOOL_LIMIT

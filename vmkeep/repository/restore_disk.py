@@ -49,11 +49,12 @@ class _Restore:
     ) -> None:
         self._ref, self._target, self._trees = ref, target, trees
         self._what, self._progress = what, progress
+        self._fresh = target.fresh  # asked once: a target that was written to may deny it
 
     def run(self) -> None:
         for_each(self._write, self._runs())
         beyond = self._target.size - self._ref.size
-        if beyond and not self._target.fresh:
+        if beyond and not self._fresh:
             self._target.zero(self._ref.size, beyond)
         self._target.flush()
 
@@ -95,7 +96,7 @@ class _Restore:
         for chunk, equal in groupby(ids, lambda each: each == HOLE):
             end = min(at + len(list(equal)) * self._ref.chunk_size, self._ref.size)
             if chunk:
-                if not self._target.fresh:
+                if not self._fresh:
                     self._target.zero(at, end - at)
                 self._progress(end - at)
             at = end

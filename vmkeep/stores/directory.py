@@ -129,7 +129,7 @@ class DirectoryStore:
 
 def _raise(error: OSError, what: str) -> NoReturn:
     reason = error.strerror or str(error)
-    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+    if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
         raise NotFoundError(f"cannot {what}: there is no such object") from error
     if error.errno in _FORBIDDEN:
         raise AccessError(f"cannot {what}: {reason}; check its owner and mode") from error

