@@ -1,0 +1,172 @@
+"""A Prefect server and a worker in the background, for one machine.
+
+The server listens on the loopback interface only; its database lies in the state folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from deployments import POOL
+from flows import settings
+from vmkeep.errors import TemporaryError
+
+_START_S: Final = 120.0
+_STOP_S: Final = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What `up` started, or found."""
+
+    url: str
+    """The API's address."""
+    server: int
+    worker: int
+    """Process ids; 0 for one that was not started."""
+    log: str
+
+    @property
+    def ui(self) -> str:
+        """The address for a browser."""
+        return self.url.removesuffix("/api")
+
+
+def up(*, port: int = 4200) -> Running:
+    """Start a server and a worker that outlive this process; nothing happens when they run already.
+
+    Args:
+        port: 0 takes any free one.
+
+    Raises:
+        TemporaryError: the port is taken, or the server did not answer in time.
+    """
+    found = status()
+    if found is not None:
+        return found
+    down()
+    port = port or _free_port()
+    if _answers(port):
+        raise TemporaryError(f"port {port} of 127.0.0.1 is in use: choose another with --port")
+    folder = settings.server_file().parent / "server"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    url = f"http://127.0.0.1:{port}/api"
+    environment = os.environ | {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_API_URL": url,
+        # The UI asks for the API where it was told to, which is not its own port by default.
+        "PREFECT_UI_API_URL": url,
+    }
+    log = folder / "log"
+    server = _spawn(["server", "start", "--host", "127.0.0.1", "--port", str(port)], environment, log)
+    # Noted at once, so that `down` can end what was started, whatever happens next.
+    _note(Running(url, server.pid, 0, str(log)))
+    _wait(url, server, log)
+    worker = _spawn(["worker", "start", "--pool", POOL, "--type", "process"], environment, log)
+    running = Running(url, server.pid, worker.pid, str(log))
+    _note(running)
+    return running
+
+
+def status() -> Running | None:
+    """Return what runs, if it answers."""
+    noted = _noted()
+    if noted is None or not (_alive(noted.server) and _alive(noted.worker) and _healthy(noted.url)):
+        return None
+    return noted
+
+
+def down() -> bool:
+    """Stop the worker, then the server; flow runs that are under way are told to stop first.
+
+    Returns:
+        Whether anything was running.
+    """
+    noted = _noted()
+    if noted is None:
+        return False
+    ended = [_stop(pid) for pid in (noted.worker, noted.server)]
+    settings.server_file().unlink(missing_ok=True)
+    return any(ended)
+
+
+def _noted() -> Running | None:
+    try:
+        return Running(**json.loads(settings.server_file().read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _note(running: Running) -> None:
+    settings.server_file().write_text(json.dumps(asdict(running)))
+
+
+def _spawn(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", *arguments],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            env=environment, start_new_session=True,
+        )  # fmt: skip
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    limit = time.monotonic() + _START_S
+    while time.monotonic() < limit:
+        if server.poll() is not None:
+            raise TemporaryError(f"Prefect's server ended with code {server.returncode}; its log is {log}")
+        if _healthy(url):
+            return
+        time.sleep(0.3)
+    raise TemporaryError(f"Prefect's server did not answer within {_START_S:.0f} s; its log is {log}")
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=2):  # noqa: S310  (we wrote the address)
+            return True
+    except (OSError, urllib.error.URLError):
+        return False
+
+
+def _alive(pid: int) -> bool:
+    """Tell whether the process is there and is ours: a pid may have been given to another."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"prefect" in command
+
+
+def _stop(pid: int) -> bool:
+    if not _alive(pid):
+        return False
+    os.kill(pid, signal.SIGTERM)
+    limit = time.monotonic() + _STOP_S
+    while _alive(pid) and time.monotonic() < limit:
+        time.sleep(0.1)
+    if _alive(pid):
+        os.killpg(pid, signal.SIGKILL)
+    return True
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
