@@ -40,7 +40,7 @@ def test_a_key_file_that_others_can_read_is_refused(tmp_path):
     generate_key_file(path)
     path.chmod(0o640)
 
-    with pytest.raises(AccessError, match=f"mode 0640: other users can use it; run 'chmod 600 {path}'"):
+    with pytest.raises(AccessError, match=rf"mode 0640: other users can use it; run 'chmod 600 {path}'"):
         read_key_file(path)
 
 
@@ -71,7 +71,7 @@ def test_a_variable_holds_a_secret():
 
 
 def test_a_missing_key_file_is_a_clear_error(tmp_path):
-    with pytest.raises(AccessError, match="cannot read the key file .*none: No such file"):
+    with pytest.raises(AccessError, match=r"cannot read the key file .*none: No such file"):
         read_key_file(tmp_path / "none")
 
 

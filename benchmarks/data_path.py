@@ -1,0 +1,206 @@
+"""Back up and restore one disk: vmkeep's library against restic and borg, in the same run.
+
+    python benchmarks/data_path.py [--rounds 3] [--folder FOLDER] [--only vmkeep]
+
+Makes a sparse raw disk of 4 GiB with an ext4 of about 0.6 GB of this system's files, and for each tool a
+repository in a local folder. Each measurement is one process from its start to its end: wall time,
+processor time (user and system), peak resident memory. Restored bytes are compared with the disk. Before
+`again` the disk is touched, so that every tool reads it once more instead of trusting its date; `tracked`
+is vmkeep with a list of changed ranges, as a hypervisor that tracks changes gives it (none changed).
+Prints the medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.units import GiB, MiB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DISK: Final = 4 * GiB
+DATA: Final = 620 * MiB
+SOURCES: Final = ("/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/share", "/usr/lib")
+PASSWORD: Final = "benchmark"  # noqa: S105  (of a throw-away repository)
+WORKER: Final = Path(__file__).with_name("data_path_worker.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one process took."""
+
+    wall: float
+    processor: float
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """How a tool is called, each in a folder of its own; `{disk}` is the path of the disk."""
+
+    name: str
+    init: list[str]
+    save: list[str]
+    restore: list[str]
+    restored: str
+    """Where the restored disk is then; `{bare}` is the path of the disk without the leading slash."""
+    repository: str
+    tracked: list[str] | None = None
+
+
+def tools() -> list[Tool]:
+    worker = [sys.executable, str(WORKER)]
+    return [
+        Tool(
+            "vmkeep",
+            [*worker, "init"],
+            [*worker, "save", "{disk}"],
+            [*worker, "restore", "restored"],
+            "restored",
+            "store",
+            [*worker, "tracked", "{disk}"],
+        ),
+        Tool(
+            "restic",
+            ["restic", "-q", "-r", "store", "init"],
+            ["restic", "-q", "-r", "store", "backup", "{disk}"],
+            ["restic", "-q", "-r", "store", "restore", "latest", "--target", "out"],
+            "out/{bare}",
+            "store",
+        ),
+        Tool(
+            "borg",
+            ["borg", "init", "-e", "repokey-blake2", "store"],
+            ["borg", "create", "-C", "zstd,1", "store::{{now:%s.%f}}", "{disk}"],
+            ["sh", "-c", "borg extract --sparse store::$(borg list --last 1 --format '{{archive}}' store)"],
+            "{bare}",
+            "store",
+        ),
+    ]
+
+
+def measured(command: list[str], folder: Path) -> Cost:
+    """Run *command* in *folder*, and return what it took."""
+    os.sync()
+    secrets = {"RESTIC_PASSWORD": PASSWORD, "BORG_PASSPHRASE": PASSWORD}
+    caches = {"XDG_CACHE_HOME": str(folder / "cache"), "BORG_BASE_DIR": str(folder / "borg")}
+    begun = time.monotonic()
+    with (folder / "log").open("ab") as log:
+        process = subprocess.Popen(
+            command, env={**os.environ, **secrets, **caches}, cwd=folder, stdout=log, stderr=log
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    wall = time.monotonic() - begun
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{command} ended with {process.returncode}: {(folder / 'log').read_text()}")
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def make_disk(folder: Path) -> Path:
+    """Return a sparse disk whose ext4 holds files of this system."""
+    disk, files = folder / "disk.raw", folder / "files"
+    files.mkdir()
+    left = DATA
+    for path in _files():
+        size = path.stat().st_size
+        if size <= left:
+            target = files / path.relative_to("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            left -= size
+    with disk.open("wb") as file:
+        file.truncate(DISK)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(files), str(disk)], check=True)
+    shutil.rmtree(files)
+    return disk
+
+
+def _files() -> Iterator[Path]:
+    for source in SOURCES:
+        for folder, _, names in os.walk(source):
+            for name in sorted(names):
+                path = Path(folder, name)
+                if path.is_file() and not path.is_symlink():
+                    yield path
+
+
+def stored(folder: Path) -> int:
+    """Return the bytes of all files below *folder*."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def run(tool: Tool, disk: Path, folder: Path) -> dict[str, Cost | int]:
+    """Measure all operations of one tool in a new *folder*."""
+    folder.mkdir()
+
+    def call(command: list[str]) -> Cost:
+        return measured([part.format(disk=disk) for part in command], folder)
+
+    costs: dict[str, Cost | int] = {"init": call(tool.init), "full": call(tool.save)}
+    costs["stored"] = stored(folder / tool.repository)
+    os.utime(disk)
+    costs["again"] = call(tool.save)
+    if tool.tracked:
+        costs["tracked"] = call(tool.tracked)
+    costs["restore"] = call(tool.restore)
+    restored = folder / tool.restored.format(bare=str(disk).lstrip("/"))
+    subprocess.run(["cmp", str(disk), str(restored)], check=True)
+    costs["allocated"] = restored.stat().st_blocks * 512
+    shutil.rmtree(folder)
+    return costs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
+    parser.add_argument("--only", help="the name of one tool")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        folder = Path(temporary)
+        disk = make_disk(folder)
+        print(f"disk: {format_size(DISK)}, {format_size(disk.stat().st_blocks * 512)} of it allocated")
+        chosen = [tool for tool in tools() if options.only in (None, tool.name)]
+        rounds = [{tool.name: run(tool, disk, folder / tool.name) for tool in chosen} for _ in range(options.rounds)]
+    report(rounds)
+
+
+def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
+    """Print the medians, and how vmkeep compares."""
+    print(f"{'':8} {'':8} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7}")
+    for operation in ("full", "again", "tracked", "restore"):
+        ours: Cost | None = None
+        for name in rounds[0]:
+            costs = [cost for each in rounds if isinstance(cost := each[name].get(operation), Cost)]
+            if costs:
+                cost = Cost(
+                    statistics.median(each.wall for each in costs),
+                    statistics.median(each.processor for each in costs),
+                    max(each.memory for each in costs),
+                )
+                ours = ours or cost
+                print(
+                    f"{operation:8} {name:8} {cost.wall:8.2f} {cost.processor:8.2f} {format_size(cost.memory):>10}"
+                    f" {cost.wall / ours.wall:7.1f} {cost.processor / ours.processor:7.1f}"
+                )
+    for size in ("stored", "allocated"):
+        for name, costs in rounds[-1].items():
+            amount = costs[size]
+            assert isinstance(amount, int)
+            print(f"{size:8} {name:8} {format_size(amount):>17}")
+
+
+if __name__ == "__main__":
+    main()
