@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import forms
-from flows.generate import DESCRIPTIONS, carry_out, threads
+from flows.generate import DESCRIPTIONS, carry_out, run_name, threads
 
 
-@flow(name="backup", description=DESCRIPTIONS["backup"], task_runner=threads())
+@flow(name="backup", description=DESCRIPTIONS["backup"], flow_run_name=run_name, task_runner=threads())
 def backup(fleet: str, vms: list[str] | None = None, components: list[str] | None = None) -> State[Any]:
     """Save VMs of the fleet in the file *fleet*."""
     return carry_out(forms.request("backup", {"fleet": fleet, "vms": vms, "components": components}))

@@ -8,12 +8,13 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import forms
-from flows.generate import DESCRIPTIONS, carry_out, threads
+from flows.generate import DESCRIPTIONS, carry_out, run_name, threads
 
 
 @flow(
     name="configure",
     description=DESCRIPTIONS["configure"],
+    flow_run_name=run_name,
     task_runner=threads(),
 )
 def configure(fleet: str, vms: list[str] | None = None) -> State[Any]:

@@ -6,7 +6,7 @@ import inspect
 from datetime import datetime
 from pathlib import Path
 from types import GenericAlias
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from vmkeep.fleet import FleetFile
 
 
+_WORDS: Final = {
+    "vms": "Which VMs; none means all.",
+    "components": "Which components: whole kinds, or single ones; none means all.",
+    "at": "Restore the state of this time: nothing that was saved later is used. None: the newest.",
+    "points": 'Recovery points to use, VM to session, such as {"db1": "20261124T010000123Z-…"}.',
+    "rename": 'Restore under other names, VM to name, such as {"db1": "db1-copy"}.',
+    "dependencies": "Restore also all that these VMs depend on.",
+    "overwrite": "Replace VMs that exist. Without it, no VM that exists is touched.",
+    "percent": "How much of the stored data to read back.",
+    "fleet": "Where the worker finds the fleet file.",
+}
+
+
 def signature(file: FleetFile, operation: Operation) -> inspect.Signature:
     """Return the signature of the flow of *operation*; Prefect makes the run form from it."""
     return inspect.Signature(
@@ -25,6 +38,11 @@ def signature(file: FleetFile, operation: Operation) -> inspect.Signature:
             for name, kind, default in _fields(file, operation)
         ]
     )
+
+
+def docstring(signature: inspect.Signature, first: str) -> str:
+    """Return a Google docstring for the signature: Prefect takes the form's explanations from it."""
+    return "\n".join([first, "", "Args:", *(f"    {name}: {_WORDS[name]}" for name in signature.parameters)])
 
 
 def request(operation: Operation, parameters: dict[str, Any]) -> Request:
@@ -49,42 +67,26 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
     names = tuple(fleet.vms)
     parts = [part for vm in fleet.vms.values() for part in fleets.component_names(vm)]
     kinds = tuple(dict.fromkeys([*(kind for kind in fleets.Kind if _used(kind, parts)), *sorted(set(parts))]))
-    fields: list[tuple[str, Any, Any]] = [
-        ("vms", _chosen(names, "VMs", f"Which VMs of {fleet.fleet}; none means all"), []),
-    ]
+    fields: list[tuple[str, Any, Any]] = [("vms", _several(names), [])]
     if operation != "configure":
-        what = "Which components: whole kinds, or single ones; none means all"
-        fields.append(("components", _chosen(tuple(map(str, kinds)), "Components", what), []))
+        fields.append(("components", _several(tuple(map(str, kinds))), []))
     if operation == "restore":
         fields += [
-            ("at", Annotated[datetime | None, Field(
-                title="State of", description="Nothing saved after this time is used; empty: the newest"
-            )], None),
-            ("points", Annotated[dict[str, str], Field(
-                title="Recovery points", description='VM to session, such as {"db1": "20261124T0100"}'
-            )], {}),
-            ("rename", Annotated[dict[str, str], Field(
-                title="New names", description='VM to its name after the restore, such as {"db1": "db1-copy"}'
-            )], {}),
-            ("dependencies", Annotated[bool, Field(
-                title="With dependencies", description="Restore also all that these VMs depend on"
-            )], False),
-            ("overwrite", Annotated[bool, Field(
-                title="Overwrite", description="Replace VMs that exist; otherwise none is touched"
-            )], False),
-        ]  # fmt: skip
+            ("at", datetime | None, None),
+            ("points", dict[str, str], {}),
+            ("rename", dict[str, str], {}),
+            ("dependencies", bool, False),
+            ("overwrite", bool, False),
+        ]
     if operation == "verify":
-        percent = Annotated[float, Field(gt=0, le=100, title="Percent", description="How much to read back")]
-        fields.append(("percent", percent, 100.0))
-    where = Annotated[str, Field(title="Fleet file", description="Where the worker finds the fleet file")]
-    return [*fields, ("fleet", where, str(file.path.absolute()))]
+        fields.append(("percent", Annotated[float, Field(gt=0, le=100)], 100.0))
+    return [*fields, ("fleet", str, str(file.path.absolute()))]
 
 
 def _used(kind: fleets.Kind, parts: list[str]) -> bool:
     return any(fleets.kind_of(part) is kind for part in parts)
 
 
-def _chosen(names: tuple[str, ...], title: str, description: str) -> Any:
+def _several(names: tuple[str, ...]) -> Any:
     # A drop-down in the form: the names are data, so the type is made of them here.
-    several: Any = GenericAlias(list, (Literal.__getitem__(names),))
-    return Annotated[several, Field(title=title, description=description)]
+    return GenericAlias(list, (Literal.__getitem__(names),))

@@ -56,11 +56,23 @@ def generate(
         return carry_out(request, observer=observer, resume=resume, ended=ended)
 
     body.__name__ = body.__qualname__ = operation
-    body.__doc__ = DESCRIPTIONS[operation]
-    body.__signature__ = forms.signature(file, operation)  # type: ignore[attr-defined]
+    form = forms.signature(file, operation)
+    body.__signature__ = form  # type: ignore[attr-defined]
+    body.__doc__ = forms.docstring(form, DESCRIPTIONS[operation])
     return flow(
-        name=f"{file.fleet.fleet}-{operation}", description=DESCRIPTIONS[operation], task_runner=threads()
+        name=f"{file.fleet.fleet}-{operation}",
+        description=DESCRIPTIONS[operation],
+        flow_run_name=run_name,
+        task_runner=threads(),
     )(body)
+
+
+def run_name() -> str:
+    """Return what the present flow run is about, such as `backup db1, app1`."""
+    given = flow_run.get_parameters()
+    targets = [*(given.get("vms") or []), *(given.get("components") or [])]
+    name = str(flow_run.get_flow_name() or "").rpartition("-")[2]
+    return f"{name} {', '.join(map(str, targets)) or 'all'}"[:200]
 
 
 def threads() -> TaskRunner[PrefectFuture[Any]]:

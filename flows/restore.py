@@ -9,10 +9,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import forms
-from flows.generate import DESCRIPTIONS, carry_out, threads
+from flows.generate import DESCRIPTIONS, carry_out, run_name, threads
 
 
-@flow(name="restore", description=DESCRIPTIONS["restore"], task_runner=threads())
+@flow(name="restore", description=DESCRIPTIONS["restore"], flow_run_name=run_name, task_runner=threads())
 def restore(  # noqa: PLR0913, PLR0917  (the fields of the form)
     fleet: str,
     vms: list[str] | None = None,

@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows import forms
-from flows.generate import DESCRIPTIONS, carry_out, threads
+from flows.generate import DESCRIPTIONS, carry_out, run_name, threads
 
 
-@flow(name="verify", description=DESCRIPTIONS["verify"], task_runner=threads())
+@flow(name="verify", description=DESCRIPTIONS["verify"], flow_run_name=run_name, task_runner=threads())
 def verify(
     fleet: str,
     vms: list[str] | None = None,
