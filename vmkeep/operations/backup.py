@@ -59,6 +59,7 @@ def save(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
     return StepReport(
         f"read {format_size(cost.read)}, new {format_size(cost.new)}, stored {format_size(cost.stored)}",
         read=cost.read,
+        new=cost.new,
         stored=cost.stored,
     )
 
@@ -112,7 +113,7 @@ def seal(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     cost = point.stats
     return StepReport(
         f"{point.session}: {len(saved)} component(s), {format_size(cost.stored)} stored",
-        read=cost.read, stored=cost.stored,
+        read=cost.read, new=cost.new, stored=cost.stored,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet import FleetFile, Selection
     from vmkeep.operations.request import Request
-    from vmkeep.repository import Repository
+    from vmkeep.repository import Repository, SavedComponent
 
 
 def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
@@ -50,8 +50,15 @@ def selected(file: FleetFile, request: Request) -> Selection:
     )  # fmt: skip
 
 
-def facts(file: FleetFile, selection: Selection, repository: Repository | None) -> Facts:
-    """Return what is known about the VMs before a run: sizes, and what their drivers can do."""
+def facts(
+    file: FleetFile, selection: Selection, repository: Repository | None, *, whole: bool = False
+) -> Facts:
+    """Return what is known about the VMs before a run: sizes, and what their drivers can do.
+
+    Args:
+        whole: sizes are all that a recovery point holds, which a restore writes; otherwise what the last
+            backup had to read of the VM, as the next probably will.
+    """
     allocated: dict[str, int] = {}
     powered_off = set()
     for name in selection.vms:
@@ -74,9 +81,15 @@ def facts(file: FleetFile, selection: Selection, repository: Repository | None) 
             if infos:
                 point = repository.point(name, infos[-1].session)
                 for component, one in point.components.items():
-                    saved[f"{name}/{component}"] = one.stats.read
+                    saved[f"{name}/{component}"] = _held(one) if whole else one.stats.read
                     new[f"{name}/{component}"] = one.stats.new
     return Facts(allocated=allocated, saved=saved, new=new, powered_off=frozenset(powered_off))
+
+
+def _held(saved: SavedComponent) -> int:
+    """Return the bytes that restoring a component deals with; holes of disks count as they pass."""
+    disks = sum(disk.size for disk in saved.disks.values())
+    return disks + sum(stream.size for stream in saved.streams.values())
 
 
 def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[Plan, dict[str, str]]:
@@ -85,7 +98,7 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
         raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
     with repositories.open_repository(file) as repository:
         points = choose_points(file.fleet, selection, repository, request)
-        known = facts(file, selection, repository)
+        known = facts(file, selection, repository, whole=True)
     for name in selection.vms:
         hypervisor = file.fleet.vms[name].hypervisor
         driver = open_hypervisor(hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent)
@@ -105,7 +118,9 @@ def _verify(file: FleetFile, request: Request, selection: Selection) -> tuple[Pl
         if not points:
             raise NotFoundError(f"no recovery point of {_list(selection.vms)} in {repository.store.url}")
         kept = fleets.Selection({name: selection.components[name] for name in points})
-        return plan_verify(file.fleet, kept, facts(file, kept, repository), share=request.share), points
+        return plan_verify(
+            file.fleet, kept, facts(file, kept, repository, whole=True), share=request.share
+        ), points
 
 
 def _list(names: Iterable[str]) -> str:

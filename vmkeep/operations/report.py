@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmkeep.errors import PartialError, TemporaryError, VmkeepError
+from vmkeep.errors import IntegrityError, PartialError, TemporaryError, VmkeepError
 from vmkeep.planning import State
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ class StepReport:
     """One line for people."""
     read: int = 0
     """Bytes read from, or written to, the VM."""
+    new: int = 0
+    """Bytes of these that the repository did not have yet."""
     stored: int = 0
     """Bytes that were new to the repository, as stored."""
     details: tuple[str, ...] = ()
@@ -44,9 +46,11 @@ class RunReport:
 
     @property
     def exit_code(self) -> int:
-        """0 all succeeded; 3 partial; otherwise what the first failed step's error says."""
+        """0 all succeeded; 4 stored data is damaged; 3 partial; otherwise what the first failure says."""
         if self.summary.complete:
             return 0
+        if any(isinstance(error, IntegrityError) for error in self.errors.values()):
+            return IntegrityError.exit_code  # more urgent than what was done all the same
         ended = {"seal", "health", "verify"} if self.operation != "configure" else {"configure"}
         goals = [step for step in self.plan.steps if step.split(" ", 1)[0] in ended]
         if any(isinstance(error, PartialError) for error in self.errors.values()) or any(

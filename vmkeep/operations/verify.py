@@ -5,19 +5,22 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import NotFoundError
+from vmkeep.errors import IntegrityError, NotFoundError
 from vmkeep.operations.report import StepReport
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmkeep.operations.run import Run
     from vmkeep.planning import Step
-    from vmkeep.repository import Point
+    from vmkeep.repository import Damage, Point
 
 SAMPLE_OF_NEW: Final = 0.05
 """The share of a new recovery point that is read back at once."""
+
+_SHOWN: Final = 5
+"""How many damaged places a message names."""
 
 
 def verify_new(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
@@ -30,7 +33,11 @@ def verify_new(run: Run, step: Step, progress: Callable[[int], None]) -> StepRep
 
 
 def verify_chosen(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
-    """Read the chosen recovery point, or a share of it."""
+    """Read the chosen recovery point, or a share of it.
+
+    Raises:
+        IntegrityError: something of it is damaged.
+    """
     (name,) = step.vms
     return _verify(run, run.point(name), run.request.share, progress)
 
@@ -39,7 +46,15 @@ def _verify(run: Run, point: Point, share: float, progress: Callable[[int], None
     report = run.repository.verify(
         point, share=share, seed=random.SystemRandom().getrandbits(32), progress=progress
     )
+    if not report.sound:
+        raise IntegrityError(f"VM {point.vm}: {_told(report.damages)}")
     return StepReport(
         f"{point.session}: {report.chunks} chunk(s), {format_size(report.size)} read back and right",
         read=report.size,
     )
+
+
+def _told(damages: Sequence[Damage]) -> str:
+    shown = "; ".join(str(damage) for damage in damages[:_SHOWN])
+    more = f"; and {len(damages) - _SHOWN} more places" if len(damages) > _SHOWN else ""
+    return f"stored data is damaged: {shown}{more}. Restore what is not concerned, or an older recovery point"
