@@ -1,0 +1,82 @@
+"""The program `vmkeep`: its commands, and how a failure becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import typer
+
+from vmkeep.cli.commands import fleets, points, runs
+from vmkeep.cli.console import complain
+from vmkeep.cli.options import examples, version
+from vmkeep.errors import VmkeepError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+INTERRUPTED: Final = 130
+"""The exit code of a run that was stopped by a signal, as shells have it."""
+
+_EPILOG: Final = examples(
+    "vmkeep init",
+    "vmkeep backup",
+    "vmkeep points",
+    "vmkeep restore db1 --as db1=db1-copy",
+    "",
+    "Exit codes: 0 done; 1 failed; 2 wrong input, nothing was touched; 3 partial, something is missing; "
+    "4 stored data is damaged; 5 the other side is away, try again; 6 wrong key or no permission; "
+    "130 interrupted.",
+    "",
+    "Environment: VMKEEP_FLEET (the fleet file), VMKEEP_STATE (where runs keep what is not uploaded yet), "
+    "VMKEEP_DEBUG=1 (tracebacks), NO_COLOR.",
+)
+
+
+def _build() -> typer.Typer:
+    app = typer.Typer(
+        name="vmkeep",
+        help="Back up and restore fleets of virtual machines as one dependency graph.",
+        epilog=_EPILOG,
+        no_args_is_help=True,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(version)
+    for module in (fleets, runs, points):
+        module.add_to(app)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; see `vmkeep.cli.main`."""
+    _interrupt_on_signals()
+    try:
+        typer.main.get_command(_build()).main(
+            args=None if arguments is None else list(arguments), prog_name="vmkeep"
+        )
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except VmkeepError as error:
+        if os.environ.get("VMKEEP_DEBUG"):
+            traceback.print_exc()
+        complain(str(error))
+        return error.exit_code
+    return 0
+
+
+def _interrupt_on_signals() -> None:
+    """Let the end of a service or of an SSH connection stop a run as Ctrl-C does: cleanly."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and means it
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

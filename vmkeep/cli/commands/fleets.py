@@ -1,0 +1,109 @@
+"""Commands about the fleet file: `init`, `validate`, `schema`, `plan`, `graph`."""
+
+# ruff: noqa: PLC0415  (a command imports what it needs when it runs: see the package)
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmkeep.cli import options
+from vmkeep.cli.options import examples
+
+
+class Operation(StrEnum):
+    """What can be planned."""
+
+    CONFIGURE = "configure"
+    BACKUP = "backup"
+    RESTORE = "restore"
+    VERIFY = "verify"
+
+
+class Format(StrEnum):
+    """How a graph is drawn."""
+
+    SVG = "svg"
+    MERMAID = "mermaid"
+    DOT = "dot"
+
+
+def init(fleet: options.Fleet = options.FLEET_FILE, *, json: options.Json = False) -> None:
+    """Write a fleet file to start from; once there is one, make its key and its repository.
+
+    Call it again at any time: it says what is there already, and changes nothing of it.
+    """
+    from vmkeep.cli.init import init as carry_out
+
+    carry_out(fleet, as_json=json)
+
+
+def validate(fleet: options.Fleet = options.FLEET_FILE, *, json: options.Json = False) -> None:
+    """Check the fleet file, and say what of it this version cannot do yet."""
+    from vmkeep.cli.validate import validate as carry_out
+
+    carry_out(fleet, as_json=json)
+
+
+def schema() -> None:
+    """Print the JSON Schema of fleet files, for editors."""
+    from vmkeep.cli.console import print_json
+    from vmkeep.fleet import json_schema
+
+    print_json(json_schema())
+
+
+def plan(
+    operation: Annotated[Operation, typer.Argument(help="What would be done.")] = Operation.BACKUP,
+    targets: options.Targets = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    kind: options.Kinds = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Show what would run: steps in waves, the critical path, how long, how much. Changes nothing."""
+    from vmkeep.cli.plan import plan as carry_out
+    from vmkeep.operations.request import Request
+
+    request = Request(
+        operation=operation.value, fleet=fleet, targets=tuple(targets or ()), kinds=tuple(kind or ())
+    )
+    carry_out(request, as_json=json)
+
+
+def graph(
+    fleet: options.Fleet = options.FLEET_FILE,
+    plan: Annotated[
+        Operation | None, typer.Option(help="Draw the steps of this operation instead of the VMs.")
+    ] = None,
+    form: Annotated[
+        Format | None, typer.Option("--format", help="By default what the file's name says, or svg.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file instead of printing.")
+    ] = None,
+) -> None:
+    """Draw the fleet, or a plan, as a picture or as text for Mermaid and Graphviz."""
+    from vmkeep.cli.graph import graph as carry_out
+
+    carry_out(fleet, operation=plan and plan.value, form=form and form.value, output=output)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command(epilog=examples("vmkeep init", "vmkeep init -f shop.yaml"))(init)
+    app.command(epilog=examples("vmkeep validate", "vmkeep validate -f shop.yaml --json"))(validate)
+    app.command(epilog=examples("vmkeep schema > fleet.schema.json"))(schema)
+    app.command(
+        epilog=examples(
+            "vmkeep plan", "vmkeep plan restore app1", "vmkeep plan backup 'web*' --kind databases --json"
+        )
+    )(plan)
+    app.command(
+        epilog=examples(
+            "vmkeep graph -o fleet.svg",
+            "vmkeep graph --plan restore --format mermaid",
+            "vmkeep graph --format dot | dot -Tpng -o fleet.png",
+        )
+    )(graph)

@@ -1,0 +1,168 @@
+"""Commands that carry something out: `configure`, `backup`, `restore`, `verify`."""
+
+# ruff: noqa: PLC0415  (a command imports what it needs when it runs: see the package)
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmkeep.cli import options
+from vmkeep.cli.options import examples
+
+At = Annotated[
+    datetime | None,
+    typer.Option(
+        metavar="TIME",
+        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S",
+                 "%Y-%m-%dT%H:%M:%S%z"],
+        help="As it was at this time: nothing taken later is used. Local time unless it has a zone.",
+    ),
+]  # fmt: skip
+
+
+def configure(
+    targets: options.Targets = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would change.")] = False,
+    direct: options.Direct = False,
+    json: options.Json = False,
+) -> None:
+    """Make the VMs what the fleet file says. Disks are created and grown, never shrunk or deleted."""
+    from vmkeep.cli import configure as dry
+    from vmkeep.cli.runs import Mode, carry_out
+    from vmkeep.operations.request import Request
+
+    request = Request(operation="configure", fleet=fleet, targets=tuple(targets or ()))
+    if dry_run:
+        dry.differences(request, as_json=json)
+    else:
+        carry_out(request, Mode(direct=direct, as_json=json))
+
+
+def backup(  # noqa: PLR0913  (each is an option)
+    targets: options.Targets = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    kind: options.Kinds = None,
+    resume: options.Resume = None,
+    *,
+    direct: options.Direct = False,
+    json: options.Json = False,
+) -> None:
+    """Save the fleet, or parts of it. What the repository has already is not stored again.
+
+    A backup that lacks a component ends with exit code 3, and its recovery point is marked PARTIAL.
+    """
+    from vmkeep.cli.runs import Mode, carry_out
+    from vmkeep.operations.request import Request
+
+    request = Request(operation="backup", fleet=fleet, targets=tuple(targets or ()), kinds=tuple(kind or ()))
+    carry_out(request, Mode(direct=direct, as_json=json, resume=resume))
+
+
+def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an option)
+    targets: options.Targets = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    kind: options.Kinds = None,
+    point: options.Points = None,
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Use the recovery points that this run made.")
+    ] = None,
+    at: At = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option("--as", metavar="VM=NAME", help="Restore a VM under another name. Repeatable."),
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Restore files into this folder, not into the VM.")
+    ] = None,
+    tar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the files as a tar archive; - prints it.")
+    ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="With --to: only this file or folder of the guest. Repeatable."),
+    ] = None,
+    resume: options.Resume = None,
+    *,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is restored in VMs that exist.")
+    ] = False,
+    with_dependencies: Annotated[
+        bool, typer.Option("--with-dependencies", help="Also all that the targets depend on.")
+    ] = False,
+    no_owners: Annotated[
+        bool,
+        typer.Option("--no-owners", help="With --to: files become yours; needs no root. No devices."),
+    ] = False,
+    direct: options.Direct = False,
+    json: options.Json = False,
+) -> None:
+    """Restore the fleet, VMs, components, or files; dependencies first, each VM checked before the next.
+
+    Without --point, --run or --at it takes the newest recovery points that fit together.
+    """
+    from vmkeep.cli.restore import Choice, request_of, restore_files
+    from vmkeep.cli.runs import Mode, carry_out
+
+    choice = Choice(
+        targets=tuple(targets or ()), kinds=tuple(kind or ()), points=tuple(point or ()), run=run, at=at,
+        rename=tuple(rename or ()), overwrite=overwrite, dependencies=with_dependencies,
+        folder=to, tar=tar, paths=tuple(path or ()), owners=not no_owners,
+    )  # fmt: skip
+    request = request_of(choice, fleet)
+    if choice.of_files:
+        restore_files(choice, request, as_json=json)
+    else:
+        carry_out(request, Mode(direct=direct, as_json=json, resume=resume))
+
+
+def verify(  # noqa: PLR0913  (each is an option)
+    targets: options.Targets = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    point: options.Points = None,
+    share: Annotated[str, typer.Option(metavar="PERCENT", help="How much of it to read back.")] = "100%",
+    *,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only check that every pack is there and has its size.")
+    ] = False,
+    direct: options.Direct = False,
+    json: options.Json = False,
+) -> None:
+    """Read the newest recovery points back and check every byte that is read."""
+    from vmkeep.cli import verify as checks
+    from vmkeep.cli.runs import Mode, carry_out
+
+    if quick:
+        checks.quick(fleet, as_json=json)
+        return
+    request = checks.request_of(fleet, tuple(targets or ()), tuple(point or ()), share)
+    carry_out(request, Mode(direct=direct, as_json=json))
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    app.command(epilog=examples("vmkeep configure --dry-run", "vmkeep configure db1"))(configure)
+    app.command(
+        epilog=examples(
+            "vmkeep backup",
+            "vmkeep backup db1 'web*'",
+            "vmkeep backup --kind databases",
+            "vmkeep backup --resume 20260101T010000Z-0123abcd",
+        )
+    )(backup)
+    app.command(
+        epilog=examples(
+            "vmkeep restore",
+            "vmkeep restore app1 --with-dependencies --overwrite",
+            "vmkeep restore db1 --as db1=db1-copy --at '2026-01-31 18:00'",
+            "vmkeep restore db1/databases.orders --overwrite",
+            "vmkeep restore db1/filesystems.exports --to ./found --path /srv/exports/a.txt --no-owners",
+            "vmkeep restore db1/filesystems.exports --tar exports.tar",
+        )
+    )(restore)
+    app.command(epilog=examples("vmkeep verify", "vmkeep verify db1 --share 5%", "vmkeep verify --quick"))(
+        verify
+    )

@@ -1,0 +1,72 @@
+"""`vmkeep init`: from nothing to a fleet file, and from a fleet file to a repository."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmkeep import fleet as fleets
+from vmkeep.cli.console import out, print_json, warn
+from vmkeep.errors import AccessError
+from vmkeep.fleet.template import template
+from vmkeep.operations import repositories
+from vmkeep.repository import Repository, generate_key_file, layout
+from vmkeep.stores.probe import probe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def init(path: Path, *, as_json: bool) -> None:
+    """Do what is missing: write the fleet file, or make the repository that it names.
+
+    Raises:
+        FleetError: the fleet file has problems.
+        InputError: the store cannot hold a repository.
+        AccessError: there is a repository, and the key does not open it.
+    """
+    done = _repository(path) if path.exists() else _fleet_file(path)
+    if as_json:
+        print_json(done)
+    else:
+        out().print(done["message"], markup=False)
+
+
+def _fleet_file(path: Path) -> dict[str, str]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template())
+    except OSError as error:
+        raise AccessError(f"cannot write {path}: {error.strerror}") from error
+    message = (
+        f"wrote {path}: a fleet file to start from.\n"
+        "Say in it what you have, check it with 'vmkeep validate', then call 'vmkeep init' again."
+    )
+    return {"fleet_file": str(path), "state": "written", "message": message}
+
+
+def _repository(path: Path) -> dict[str, str]:
+    file = fleets.load(path)
+    store = repositories.store_of(file)
+    found = {"fleet_file": str(path), "store": store.url}
+    try:
+        if any(True for _ in store.list(layout.KEYS)):
+            Repository.open(store, repositories.secret_of(file)).close()
+            message = f"{store.url} holds a repository already, and this key opens it. Nothing to do."
+            return {**found, "state": "exists", "message": message}
+        probe(store)  # before a key is made for a store that is refused
+        key = repositories.key_file(file)
+        fresh = key is not None and not key.exists()
+        if key is not None and fresh:
+            generate_key_file(key)
+        Repository.init(store, repositories.secret_of(file)).close()
+    finally:
+        store.close()
+    if key is not None and fresh:
+        found["key_file"] = str(key)
+        warn(
+            f"made the key {key}. KEEP A COPY OF IT ELSEWHERE, now: without it nobody can restore "
+            "anything from this repository, and nobody can help."
+        )
+    message = f"made the repository {store.url}. Next: 'vmkeep plan', then 'vmkeep backup'."
+    return {**found, "state": "made", "message": message}

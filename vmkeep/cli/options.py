@@ -1,0 +1,70 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+FLEET_FILE = Path("fleet.yaml")
+
+Fleet = Annotated[
+    Path,
+    typer.Option("--fleet", "-f", envvar="VMKEEP_FLEET", show_default="fleet.yaml", help="The fleet file."),
+]
+Targets = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[TARGET]...",
+        show_default=False,
+        help="What: db1, db1/databases, db1/databases.orders, 'web*'. All by default.",
+    ),
+]
+Kinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--kind",
+        "-k",
+        metavar="KIND",
+        help="Only components of this kind (os, filesystems, databases, applications) or name. Repeatable.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on the standard output.")]
+Direct = Annotated[
+    bool, typer.Option("--direct", help="Without Prefect: the same steps, carried out by this process.")
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(metavar="RUN", help="Continue a run that failed or was interrupted; see its last line."),
+]
+Points = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--point", metavar="VM=SESSION", help="Use this recovery point of a VM. Its beginning is enough."
+    ),
+]
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001  (as typer calls it)
+    if wanted:
+        typer.echo(f"vmkeep {metadata.version('vmkeep')}")
+        raise typer.Exit
+
+
+def examples(*lines: str) -> str:
+    """Return an epilog of example commands, one a line; after an empty line comes plain text."""
+    commands, _, text = "\n".join(lines).partition("\n\n")
+    shown = [f"  [bold]{line.replace('[', chr(92) + '[')}[/bold]" for line in commands.split("\n")]
+    return "\n\n".join(["Examples:", *shown, *([text] if text else [])])
+
+
+def version(
+    *,
+    _show: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""

@@ -1,0 +1,141 @@
+"""`vmkeep plan`: what would run, without a repository too."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from vmkeep import fleet as fleets
+from vmkeep.cli.console import out, print_json, warn
+from vmkeep.errors import NotFoundError, VmkeepError
+from vmkeep.operations import prepare, repositories, support
+from vmkeep.operations.choose import choose_points
+from vmkeep.planning import (
+    Verb,
+    limits_of,
+    plan_backup,
+    plan_configure,
+    plan_restore,
+    plan_verify,
+    simulate,
+)
+from vmkeep.reports.tables import plan_rows, plan_text
+from vmkeep.units import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vmkeep.fleet import FleetFile, Selection
+    from vmkeep.operations.request import Request
+    from vmkeep.planning import Facts, Plan
+    from vmkeep.repository import Repository
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A plan, and what it is founded on."""
+
+    plan: Plan
+    facts: Facts
+    points: Mapping[str, str]
+    """The recovery points that a restore would use, by VM."""
+    notes: tuple[str, ...]
+    """What a person should know about it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that would be read from VMs, or written into them."""
+        verbs = {Verb.BACKUP, Verb.RESTORE, Verb.VERIFY} if self.plan.operation != "backup" else {Verb.BACKUP}
+        return sum(step.estimate.size for step in self.plan.steps.values() if step.verb in verbs)
+
+    @property
+    def new(self) -> int:
+        """Bytes that a backup would probably add to the repository, before compression."""
+        return sum(
+            self.facts.new.get(f"{step.vms[0]}/{step.component}", step.estimate.size)
+            for step in self.plan.steps.values()
+            if step.verb is Verb.BACKUP
+        )
+
+
+def plan(request: Request, *, as_json: bool) -> None:
+    """Print what *request* would do.
+
+    Raises:
+        FleetError: the fleet file has problems.
+        InputError: a target is unknown.
+    """
+    file = fleets.load(request.fleet)
+    shown = preview(file, request)
+    schedule = simulate(shown.plan, limits_of(file.fleet))
+    if as_json:
+        print_json(
+            {
+                "operation": request.operation,
+                "fleet": file.fleet.fleet,
+                "seconds": schedule.makespan,
+                "seconds_at_least": schedule.lower_bound,
+                "critical_path": [step.id for step in schedule.critical_path],
+                "size": shown.size,
+                "new": shown.new,
+                "points": dict(shown.points),
+                "notes": list(shown.notes),
+                "steps": [asdict(row) for row in plan_rows(shown.plan, schedule)],
+            }
+        )
+        return
+    out().print(plan_text(shown.plan, schedule).rstrip("\n"), markup=False)
+    for line in _sizes(shown):
+        out().print(line, markup=False)
+    for note in shown.notes:
+        warn(note)
+
+
+def preview(file: FleetFile, request: Request) -> Preview:
+    """Plan *request* with what is at hand; what is missing is noted, not refused."""
+    selection = prepare.selected(file, request)
+    notes = [f"not supported: {sentence}" for sentence in support.unsupported(file, selection.vms)]
+    try:
+        with repositories.open_repository(file) as repository:
+            whole = request.operation in {"restore", "verify"}
+            facts = prepare.facts(file, selection, repository, whole=whole)
+            points = _points(file, selection, repository, request, notes)
+    except VmkeepError as error:
+        notes.append(f"sizes are those of the disks: {error}")
+        facts, points = prepare.facts(file, selection, None), {}
+    return Preview(_plan(file, request, selection, facts), facts, points, tuple(notes))
+
+
+def _points(
+    file: FleetFile, selection: Selection, repository: Repository, request: Request, notes: list[str]
+) -> dict[str, str]:
+    if request.operation != "restore":
+        return {}
+    try:
+        return choose_points(file.fleet, selection, repository, request)
+    except NotFoundError as error:
+        notes.append(str(error))
+        return {}
+
+
+def _plan(file: FleetFile, request: Request, selection: Selection, facts: Facts) -> Plan:
+    match request.operation:
+        case "configure":
+            return plan_configure(file.fleet, selection, facts)
+        case "backup":
+            return plan_backup(file.fleet, selection, facts)
+        case "restore":
+            return plan_restore(file.fleet, selection, facts)
+        case "verify":
+            return plan_verify(file.fleet, selection, facts, share=request.share)
+
+
+def _sizes(shown: Preview) -> list[str]:
+    if shown.plan.operation == "configure":
+        return []
+    if shown.plan.operation == "backup":
+        known = "as last time" if shown.facts.new else "all is new to the repository"
+        return [f"reads about {format_size(shown.size)}, about {format_size(shown.new)} of it new ({known})"]
+    verb = "writes" if shown.plan.operation == "restore" else "reads back"
+    chosen = [f"{vm} from recovery point {session}" for vm, session in shown.points.items()]
+    return [*chosen, f"{verb} about {format_size(shown.size)}"]

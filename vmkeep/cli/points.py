@@ -1,0 +1,93 @@
+"""`vmkeep points`: the recovery points."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from vmkeep import fleet as fleets
+from vmkeep.cli.console import local_time, out, print_json, print_table
+from vmkeep.errors import InputError, IntegrityError
+from vmkeep.fleet.suggest import suggestion
+from vmkeep.operations import repositories
+from vmkeep.units import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmkeep.repository import Point, PointInfo
+
+
+def points(path: Path, vm: str | None, *, as_json: bool) -> None:
+    """List recovery points, oldest first.
+
+    Raises:
+        InputError: the VM is neither declared nor in the repository.
+        IntegrityError: one is damaged; the others are listed all the same.
+    """
+    file = fleets.load(path)
+    damaged: list[tuple[PointInfo, IntegrityError]] = []
+    with repositories.open_repository(file) as repository:
+        found = repository.points(vm, damaged=lambda info, error: damaged.append((info, error)))
+        url = repository.store.url
+    if vm is not None and not found and not damaged and vm not in file.fleet.vms:
+        raise InputError(f"there is no VM {vm!r} in fleet {file.fleet.fleet}{suggestion(vm, file.fleet.vms)}")
+    if as_json:
+        print_json([*map(summary, found), *(_damage(*one) for one in damaged)])
+    elif found or damaged:
+        print_table(_table(found, damaged))
+    else:
+        out().print(f"no recovery point{f' of {vm}' if vm else ''} in {url} yet", markup=False)
+    if damaged:
+        raise IntegrityError("\n".join(str(error) for _, error in damaged))
+
+
+def summary(point: Point) -> dict[str, Any]:
+    """Return what a listing says of a point, for programs; sizes in bytes, times in UTC."""
+    return {
+        "vm": point.vm,
+        "session": point.session,
+        "taken": point.taken,
+        "run": point.run,
+        "group": point.group,
+        "consistency": point.consistency,
+        "complete": point.complete,
+        "components": list(point.components),
+        "missing": dict(point.missing),
+        "read": point.stats.read,
+        "new": point.stats.new,
+        "stored": point.stats.stored,
+    }
+
+
+def _damage(info: PointInfo, error: IntegrityError) -> dict[str, Any]:
+    return {"vm": info.vm, "session": info.session, "damaged": str(error)}
+
+
+def _table(found: list[Point], damaged: list[tuple[PointInfo, IntegrityError]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("VM", "SESSION", "TAKEN", "COMPONENTS"):
+        table.add_column(name, no_wrap=name != "COMPONENTS", overflow="fold")
+    for name in ("READ", "STORED"):
+        table.add_column(name, no_wrap=True, justify="right")
+    for name in ("CONSISTENCY", "RUN"):
+        table.add_column(name, no_wrap=True)
+    for point in found:
+        cost = point.stats
+        table.add_row(
+            point.vm, point.session, local_time(point.taken), _components(point), format_size(cost.read),
+            format_size(cost.stored), point.consistency, point.run,
+        )  # fmt: skip
+    for info, _ in damaged:
+        table.add_row(info.vm, info.session, Text("DAMAGED", "bold red"))
+    return table
+
+
+def _components(point: Point) -> Text:
+    text = Text(", ".join(point.components))
+    if point.missing:
+        text.append("\nPARTIAL, lacks " if point.components else "PARTIAL, lacks ", "bold red")
+        text.append(", ".join(point.missing), "red")
+    return text

@@ -1,0 +1,119 @@
+"""`vmkeep restore`: from what was typed to a request, and files without their VM."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmkeep import fleet as fleets
+from vmkeep.cli.console import err, out, print_json
+from vmkeep.errors import AccessError, InputError
+from vmkeep.operations import files, repositories
+from vmkeep.operations.request import Request, parse_pairs
+from vmkeep.units import format_size
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from datetime import datetime
+    from pathlib import Path
+    from typing import IO
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was typed."""
+
+    targets: tuple[str, ...]
+    kinds: tuple[str, ...]
+    points: tuple[str, ...]
+    run: str | None
+    at: datetime | None
+    rename: tuple[str, ...]
+    overwrite: bool
+    dependencies: bool
+    folder: Path | None
+    tar: Path | None
+    paths: tuple[str, ...]
+    owners: bool
+
+    @property
+    def of_files(self) -> bool:
+        """Whether files are restored beside the VMs."""
+        return self.folder is not None or self.tar is not None
+
+
+def request_of(choice: Choice, fleet: Path) -> Request:
+    """Return the request, after checks that need only the options.
+
+    Raises:
+        InputError: options contradict each other.
+        NotFoundError: the run that was named made no recovery point of what is selected.
+    """
+    _check(choice)
+    request = Request(
+        operation="restore",
+        fleet=fleet,
+        targets=choice.targets,
+        kinds=choice.kinds,
+        at=choice.at,
+        points=parse_pairs(list(choice.points), option="--point"),
+        rename=parse_pairs(list(choice.rename), option="--as"),
+        overwrite=choice.overwrite,
+        dependencies=choice.dependencies,
+    )
+    return request if choice.run is None else _of_run(request, choice.run)
+
+
+def restore_files(choice: Choice, request: Request, *, as_json: bool) -> None:
+    """Restore files into a folder, or write them as a tar archive.
+
+    Raises:
+        InputError: the target is not one VM with components that hold files.
+        AccessError: owners cannot be restored without root.
+    """
+    if choice.folder is not None:
+        report = files.into_folder(request, choice.folder, paths=choice.paths, owners=choice.owners)
+        where = str(choice.folder)
+    else:
+        where = str(choice.tar)
+        with _archive(choice) as archive:
+            report = files.as_tar(request, archive)
+    if as_json:
+        print_json(
+            {"vm": report.vm, "session": report.session, "components": list(report.components), "to": where}
+        )
+        return
+    told = f"{', '.join(report.components)} of {report.vm}, recovery point {report.session}: {where}"
+    amount = f" ({format_size(report.size)})" if report.size else ""
+    (err() if where == "-" else out()).print(f"restored {told}{amount}", markup=False)
+
+
+def _archive(choice: Choice) -> AbstractContextManager[IO[bytes]]:
+    if choice.tar is None or str(choice.tar) == "-":
+        return nullcontext(sys.stdout.buffer)
+    try:
+        return choice.tar.open("wb" if choice.overwrite else "xb")
+    except FileExistsError:
+        raise InputError(f"{choice.tar} exists: say --overwrite, or another name") from None
+    except OSError as error:
+        raise AccessError(f"cannot write {choice.tar}: {error.strerror}") from error
+
+
+def _check(choice: Choice) -> None:
+    if choice.folder is not None and choice.tar is not None:
+        raise InputError("say either --to or --tar")
+    if choice.of_files and (choice.rename or choice.dependencies):
+        raise InputError("--as and --with-dependencies are for restores into VMs, not for --to or --tar")
+    if (choice.paths or not choice.owners) and choice.folder is None:
+        raise InputError("--path and --no-owners work with --to FOLDER")
+    if choice.run is not None and (choice.points or choice.at is not None):
+        raise InputError("--run names the recovery points: leave --point and --at out")
+
+
+def _of_run(request: Request, run: str) -> Request:
+    """Return the request with the recovery points that *run* made."""
+    file = fleets.load(request.fleet)
+    with repositories.open_repository(file) as repository:
+        return request.model_copy(update={"points": files.points_of_run(file, request, repository, run)})

@@ -1,0 +1,77 @@
+"""Carrying something out with progress on the terminal, under Prefect or without it."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from vmkeep.cli.console import complain, err, print_json, warn
+from vmkeep.cli.results import as_json as report_json
+from vmkeep.cli.results import print_report
+from vmkeep.cli.watch import watcher
+from vmkeep.operations.direct import run_direct
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from vmkeep.cli.watch import Watch
+    from vmkeep.operations.report import RunReport
+    from vmkeep.operations.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How a request is carried out and shown."""
+
+    direct: bool
+    as_json: bool
+    resume: str | None = None
+
+
+def carry_out(request: Request, mode: Mode) -> None:
+    """Carry out *request*, and end the program with the exit code of its report.
+
+    Raises:
+        VmkeepError: it could not begin; nothing was touched.
+    """
+    with watcher(err()) as watch, _telling(watch):
+        report = _run(request, mode, watch)
+    if mode.as_json:
+        print_json(report_json(report))
+    else:
+        print_report(report)
+    if report.exit_code:
+        raise typer.Exit(report.exit_code)
+
+
+def _run(request: Request, mode: Mode, watch: Watch) -> RunReport:
+    if mode.direct:
+        return run_direct(request, observer=watch, resume=mode.resume)
+    from flows.run import run_flow  # noqa: PLC0415  (Prefect takes seconds to import)
+
+    return run_flow(request, observer=watch, resume=mode.resume)
+
+
+@contextmanager
+def _telling(watch: Watch) -> Iterator[None]:
+    """Say at once that an interruption was heard: what runs is ended properly, which takes a moment."""
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        warn("interrupted: what runs now is brought to an end, and snapshots are released")
+        if callable(before):
+            before(number, frame)
+
+    before = signal.signal(signal.SIGINT, heard)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if watch.run:
+            complain(f"run {watch.run} was interrupted; --resume {watch.run} continues it")
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,69 @@
+"""`vmkeep verify`: which share to read back, and the check that reads nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from vmkeep import fleet as fleets
+from vmkeep.cli.console import out, print_json
+from vmkeep.errors import InputError, IntegrityError
+from vmkeep.operations import repositories
+from vmkeep.operations.request import Request, parse_pairs
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmkeep.repository import PackFault
+
+
+def request_of(fleet: Path, targets: tuple[str, ...], points: tuple[str, ...], share: str) -> Request:
+    """Return the request to read back *share* (such as `5%`).
+
+    Raises:
+        InputError: the share is not between 0 and 100 percent.
+    """
+    return Request(
+        operation="verify",
+        fleet=fleet,
+        targets=targets,
+        points=parse_pairs(list(points), option="--point"),
+        share=_share(share),
+    )
+
+
+def quick(fleet: Path, *, as_json: bool) -> None:
+    """Check that every pack is there and as long as it should be.
+
+    Raises:
+        IntegrityError: one is not.
+    """
+    with repositories.open_repository(fleets.load(fleet)) as repository:
+        faults = repository.check_objects()
+        packs = len(repository.committed.current().packs)
+        url = repository.store.url
+    if as_json:
+        print_json({"store": url, "packs": packs, "faults": [asdict(fault) for fault in faults]})
+    if faults:
+        raise IntegrityError(
+            f"{len(faults)} of {packs} packs in {url} are damaged; 'vmkeep verify' says what each concerns:\n"
+            + "\n".join(map(_told, faults))
+        )
+    if not as_json:
+        out().print(f"{packs} packs in {url}: all are there and have their size", markup=False)
+
+
+def _told(fault: PackFault) -> str:
+    found = "is missing" if fault.found is None else f"has {fault.found} bytes"
+    return f"  {fault.pack} {found}, expected {fault.expected}"
+
+
+def _share(text: str) -> float:
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / 100
+    except ValueError:
+        share = 0.0
+    if not (text.strip().endswith("%") and 0 < share <= 1):
+        raise InputError(f"--share {text!r}: write a percentage above 0 and up to 100, for example 5%")
+    return share
