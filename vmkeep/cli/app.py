@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import typer
 
-from vmkeep.cli.commands import fleets, points, runs
+from vmkeep.cli.commands import fleets, machine, points, runs
 from vmkeep.cli.console import complain
 from vmkeep.cli.options import examples, version
 from vmkeep.errors import VmkeepError
@@ -47,7 +47,7 @@ def _build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(version)
-    for module in (fleets, runs, points):
+    for module in (fleets, runs, points, machine):
         module.add_to(app)
     return app
 

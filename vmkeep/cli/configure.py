@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vmkeep import fleet as fleets
 from vmkeep.cli.console import out, print_json
+from vmkeep.cli.fleet_file import load
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import prepare, support
 
@@ -22,7 +22,7 @@ def differences(request: Request, *, as_json: bool) -> None:
     Raises:
         InputError: a VM is unknown, or cannot become what is declared.
     """
-    file = fleets.load(request.fleet)
+    file = load(request.fleet)
     selection = prepare.selected(file, request)
     support.require_supported(file, selection.vms)
     found = {name: _changes(file, name) for name in selection.vms}

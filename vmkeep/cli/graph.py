@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from vmkeep import fleet as fleets
 from vmkeep.cli.console import err
+from vmkeep.cli.fleet_file import load
 from vmkeep.cli.plan import preview
 from vmkeep.errors import AccessError
 from vmkeep.operations.request import Request
@@ -33,7 +33,7 @@ def graph(path: Path, *, operation: str | None, form: str | None, output: Path |
         AccessError: the picture cannot be written.
     """
     form = form or (_BY_SUFFIX.get(output.suffix, "svg") if output else "svg")
-    file = fleets.load(path)
+    file = load(path)
     if operation is None:
         picture = _FLEET[form](file.fleet)
     else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmkeep import fleet as fleets
 from vmkeep.cli.console import out, print_json, warn
+from vmkeep.cli.fleet_file import load
 from vmkeep.errors import AccessError
 from vmkeep.fleet.template import template
 from vmkeep.operations import repositories
@@ -46,7 +46,7 @@ def _fleet_file(path: Path) -> dict[str, str]:
 
 
 def _repository(path: Path) -> dict[str, str]:
-    file = fleets.load(path)
+    file = load(path)
     store = repositories.store_of(file)
     found = {"fleet_file": str(path), "store": store.url}
     try:

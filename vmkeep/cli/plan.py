@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from vmkeep import fleet as fleets
 from vmkeep.cli.console import out, print_json, warn
+from vmkeep.cli.fleet_file import load
 from vmkeep.errors import NotFoundError, VmkeepError
 from vmkeep.operations import prepare, repositories, support
 from vmkeep.operations.choose import choose_points
@@ -65,7 +65,7 @@ def plan(request: Request, *, as_json: bool) -> None:
         FleetError: the fleet file has problems.
         InputError: a target is unknown.
     """
-    file = fleets.load(request.fleet)
+    file = load(request.fleet)
     shown = preview(file, request)
     schedule = simulate(shown.plan, limits_of(file.fleet))
     if as_json:

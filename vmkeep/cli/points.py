@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from vmkeep import fleet as fleets
 from vmkeep.cli.console import local_time, out, print_json, print_table
+from vmkeep.cli.fleet_file import load
 from vmkeep.errors import InputError, IntegrityError
 from vmkeep.fleet.suggest import suggestion
 from vmkeep.operations import repositories
@@ -27,7 +27,7 @@ def points(path: Path, vm: str | None, *, as_json: bool) -> None:
         InputError: the VM is neither declared nor in the repository.
         IntegrityError: one is damaged; the others are listed all the same.
     """
-    file = fleets.load(path)
+    file = load(path)
     damaged: list[tuple[PointInfo, IntegrityError]] = []
     with repositories.open_repository(file) as repository:
         found = repository.points(vm, damaged=lambda info, error: damaged.append((info, error)))

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmkeep import fleet as fleets
 from vmkeep.cli.console import err, out, print_json
+from vmkeep.cli.fleet_file import load
 from vmkeep.errors import AccessError, InputError
 from vmkeep.operations import files, repositories
 from vmkeep.operations.request import Request, parse_pairs
@@ -114,6 +114,6 @@ def _check(choice: Choice) -> None:
 
 def _of_run(request: Request, run: str) -> Request:
     """Return the request with the recovery points that *run* made."""
-    file = fleets.load(request.fleet)
+    file = load(request.fleet)
     with repositories.open_repository(file) as repository:
         return request.model_copy(update={"points": files.points_of_run(file, request, repository, run)})

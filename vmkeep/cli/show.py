@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from vmkeep import fleet as fleets
 from vmkeep.cli.console import local_time, out, print_json
+from vmkeep.cli.fleet_file import load
 from vmkeep.cli.points import summary
 from vmkeep.components.files import CATALOGUE
 from vmkeep.components.tree_restore import entries
@@ -33,7 +33,7 @@ def show(path: Path, vm: str, session: str, *, as_json: bool) -> None:
     Raises:
         NotFoundError: there is none of this VM and session.
     """
-    with repositories.open_repository(fleets.load(path)) as repository:
+    with repositories.open_repository(load(path)) as repository:
         point = repository.point(vm, session)
     if as_json:
         print_json(_all(point))
@@ -49,7 +49,7 @@ def show_files(path: Path, vm: str, session: str, component: str, *, as_json: bo
         NotFoundError: the recovery point does not have it.
         InputError: it was saved as whole disks.
     """
-    with repositories.open_repository(fleets.load(path)) as repository:
+    with repositories.open_repository(load(path)) as repository:
         point = repository.point(vm, session)
         saved = point.components.get(component)
         if saved is None:

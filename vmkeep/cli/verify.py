@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from vmkeep import fleet as fleets
 from vmkeep.cli.console import out, print_json
+from vmkeep.cli.fleet_file import load
 from vmkeep.errors import InputError, IntegrityError
 from vmkeep.operations import repositories
 from vmkeep.operations.request import Request, parse_pairs
@@ -38,7 +38,7 @@ def quick(fleet: Path, *, as_json: bool) -> None:
     Raises:
         IntegrityError: one is not.
     """
-    with repositories.open_repository(fleets.load(fleet)) as repository:
+    with repositories.open_repository(load(fleet)) as repository:
         faults = repository.check_objects()
         packs = len(repository.committed.current().packs)
         url = repository.store.url

@@ -1,0 +1,173 @@
+"""`vmkeep doctor`: does this machine have what vmkeep needs, and does the repository open."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import urllib.request
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import typer
+from packaging.requirements import Requirement
+from rich.table import Table
+from rich.text import Text
+
+import vmkeep
+from vmkeep.cli.console import out, print_json, print_table
+from vmkeep.cli.fleet_file import load
+from vmkeep.cli.options import FLEET_FILE
+from vmkeep.disks import tools
+from vmkeep.errors import UnsupportedError, VmkeepError
+from vmkeep.operations import repositories
+from vmkeep.operations.run import state_folder
+from vmkeep.units import GiB, format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TOOLS: Final = {
+    "qemu-img": "reads and writes images that are not raw",
+    "qemu-storage-daemon": "serves images as disks",
+    "fuse2fs": "opens guests' file systems without the kernel",
+    "fusermount3": "lets users mount",
+    "e2fsck": "checks guests' file systems",
+}
+_PINNED: Final = ("prefect", "fastapi", "sqlalchemy")
+"""With other versions of these Prefect's server does not start, or silently schedules nothing."""
+_OURS: Final = ("flows", "tasks", "deployments")
+_LEAST_FREE: Final = 2 * GiB
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Something that was looked at."""
+
+    what: str
+    good: bool
+    found: str
+    """What there is; for a failure also what to do."""
+
+
+def doctor(fleet: Path, *, as_json: bool) -> None:
+    """Print a table of checks; ends with exit code 1 when one failed."""
+    checks = [*_tools(), _fuse(), *_packages(), *_versions(), _prefect(), _state(), *_fleet(fleet)]
+    if as_json:
+        print_json([asdict(check) for check in checks])
+    else:
+        print_table(_table(checks))
+        bad = sum(not check.good for check in checks)
+        out().print(
+            Text(f"{bad} of {len(checks)} checks failed", "bold red")
+            if bad
+            else Text(f"all {len(checks)} checks passed", "bold green")
+        )
+    if not all(check.good for check in checks):
+        raise typer.Exit(1)
+
+
+def _table(checks: list[Check]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for check in checks:
+        mark = Text("ok", "green") if check.good else Text("FAILED", "bold red")
+        table.add_row(mark, check.what, Text(check.found, "" if check.good else "red"))
+    return table
+
+
+def _tools() -> Iterator[Check]:
+    for tool, purpose in _TOOLS.items():
+        try:
+            yield Check(tool, good=True, found=tools.find(tool))
+        except UnsupportedError as error:
+            yield Check(tool, good=False, found=f"{error}; it {purpose}")
+
+
+def _fuse() -> Check:
+    device = Path("/dev/fuse")
+    if os.access(device, os.R_OK | os.W_OK):
+        return Check("fuse", good=True, found=str(device))
+    return Check(
+        "fuse",
+        good=False,
+        found=f"{device} cannot be used: run 'modprobe fuse', or start the container with --device {device}",
+    )
+
+
+def _packages() -> Iterator[Check]:
+    """Check that packages with generic names are ours: any other project may ship a `tasks`."""
+    home = Path(vmkeep.__file__).resolve().parent.parent
+    owners = metadata.packages_distributions()
+    for name in _OURS:
+        spec = importlib.util.find_spec(name)
+        places = [Path(one).resolve() for one in (spec and spec.submodule_search_locations) or ()]
+        others = sorted(set(owners.get(name, ())) - {"vmkeep"})
+        good = places == [home / name] and not others
+        found = ", ".join([*map(str, places), *others]) or "is not installed"
+        yield Check(
+            f"package {name}",
+            good=good,
+            found=found if good else f"{found}: not vmkeep's alone; give vmkeep its own Python environment",
+        )
+
+
+def _versions() -> Iterator[Check]:
+    wanted = {
+        requirement.name.lower(): requirement.specifier
+        for requirement in map(Requirement, metadata.requires("vmkeep") or ())
+    }
+    for name in _PINNED:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield Check(name, good=False, found=f"is not installed: pip install '{name}{wanted[name]}'")
+            continue
+        good = wanted[name].contains(version)
+        advice = "" if good else f": pip install '{name}{wanted[name]}'"
+        yield Check(name, good=good, found=f"{version}{advice}")
+
+
+def _prefect() -> Check:
+    from flows import settings  # noqa: PLC0415  (it reads the environment)
+
+    url = settings.find_server()
+    if url is None:
+        return Check("Prefect server", good=True, found="none runs, so each command starts its own")
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310  (the operator's own setting)
+            return Check("Prefect server", good=True, found=url)
+    except (OSError, ValueError) as error:
+        return Check("Prefect server", good=False, found=f"{url} is away: {error}; --direct needs none")
+
+
+def _state() -> Check:
+    folder = state_folder("doctor").parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        probe = folder / f".doctor-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        found = f"{folder}: {error.strerror}: set VMKEEP_STATE to a folder that can be written"
+        return Check("state folder", good=False, found=found)
+    free = shutil.disk_usage(folder).free
+    found = f"{folder}, {format_size(free)} free"
+    if free < _LEAST_FREE:
+        found += f": a backup may need {format_size(_LEAST_FREE)}; set VMKEEP_STATE to a larger disk"
+    return Check("state folder", good=free >= _LEAST_FREE, found=found)
+
+
+def _fleet(path: Path) -> Iterator[Check]:
+    if path == FLEET_FILE and not path.exists():
+        yield Check("fleet file", good=True, found=f"no {path} here: say --fleet FILE, or 'vmkeep init'")
+        return
+    try:
+        file = load(path)
+        yield Check("fleet file", good=True, found=f"{path}: fleet {file.fleet.fleet}")
+        with repositories.open_repository(file) as repository:
+            count = len(repository.list_points())
+            yield Check("repository", good=True, found=f"{repository.store.url}: {count} recovery points")
+    except VmkeepError as error:
+        yield Check("fleet and repository", good=False, found=str(error))
