@@ -5,6 +5,7 @@ An unchanged deployment is not touched: its tags carry a hash of what it was mad
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTag
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.client.schemas.sorting import DeploymentSort
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 
 import flows
@@ -144,7 +145,8 @@ def _make_pool(client: SyncPrefectClient, name: str) -> None:
     try:
         client.read_work_pool(name)
     except ObjectNotFound:
-        client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+        with contextlib.suppress(ObjectAlreadyExists):  # a worker that starts makes its pool, too
+            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
 
 
 def _deployments(client: SyncPrefectClient, tags: list[str]) -> Iterator[DeploymentResponse]:
