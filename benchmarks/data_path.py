@@ -173,7 +173,9 @@ def main() -> None:
         disk = make_disk(folder)
         print(f"disk: {format_size(DISK)}, {format_size(disk.stat().st_blocks * 512)} of it allocated")
         chosen = [tool for tool in tools() if options.only in (None, tool.name)]
-        rounds = [{tool.name: run(tool, disk, folder / tool.name) for tool in chosen} for _ in range(options.rounds)]
+        rounds = [
+            {tool.name: run(tool, disk, folder / tool.name) for tool in chosen} for _ in range(options.rounds)
+        ]
     report(rounds)
 
 

@@ -90,17 +90,17 @@ class CommittedIndex:
             committed = {point.session for point in list_points(self._store)}
             parts: dict[str, list[ObjectInfo]] = defaultdict(list)
             for info in self._store.list(layout.INDEX):
-                parts[info.key.removeprefix(layout.INDEX).partition(".")[0]].append(info)
+                parts[_session(info.key)].append(info)
             wanted = {info.key for session in committed for info in parts.get(session, ())}
-            lost = {session for session in committed if session not in parts}
+            lost = {session for session in committed if layout.index(session) not in wanted}
             base = self._merged if self._merged is not None and self._loaded <= wanted else None
             loaded = self._loaded if base is not None else frozenset()
             new, broken = self._load(sorted(wanted - loaded))
             if new or base is None:
                 self._merged = Index.merge([*([] if base is None else [base]), *new])
+                self._salvaged = None
             self._loaded = frozenset(wanted - broken)
             self.lost = frozenset(lost | {_session(key) for key in broken})
-            self._salvaged = None
             return self._merged if self._merged is not None else Index.empty()
 
     def widest(self) -> Index:
@@ -109,8 +109,6 @@ class CommittedIndex:
         No writer may use it: it may hold chunks of sessions that were not committed.
         """
         index = self.refresh()
-        if not self.lost:
-            return index
         with self._lock:
             if self._salvaged is None:
                 known = {pack.name for pack in index.packs}

@@ -155,13 +155,14 @@ class _DiskSaver:
         read = new = taken = 0
         for each in reads:
             chunk = HOLE
+            length = sum(piece.length for piece in each.pieces)
             buffer = self._read(each)
             if buffer is not None:
                 stored = self._packer.put(buffer)
                 chunk = stored.id
-                new += len(buffer) if stored.stored else 0
+                new += length if stored.stored else 0
                 taken += stored.stored
-            read += sum(piece.length for piece in each.pieces)
+            read += length
             ids.append((each.number - leaf * self._fan, chunk))
         return _Batch(leaf, ids, Stats(read, new, taken))
 

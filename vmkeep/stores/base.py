@@ -34,7 +34,8 @@ class Store(Protocol):
         """Write the object and return true, or return false when the key exists; never both, never half.
 
         Of several writers exactly one sees true. After a lost answer the caller cannot know: it reads
-        back and compares (see `vmkeep.repository.session`). The write is durable when this returns.
+        back and compares (see `vmkeep.repository.uploads`). The write is durable when this returns.
+        A file that is given as *body* must not change any more: a store may keep it as it is, by a link.
 
         Raises:
             TemporaryError: the store is away or busy; the object may or may not exist.
