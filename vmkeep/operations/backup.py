@@ -86,6 +86,7 @@ def seal(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     Raises:
         PartialError: a component is missing from the point.
         SourceError: nothing was saved.
+        TemporaryError: the store is away; the session stays open, and a run that is continued seals it.
     """
     (name,) = step.vms
     declared = run.selected(name)
@@ -97,8 +98,12 @@ def seal(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     saved: dict[str, SavedComponent] = {
         component: recorded[component]
         for component in declared
-        if component in recorded and run.saved_now(name, component) and session.uploaded(component)
+        if component in recorded and run.saved_now(name, component)
     }
+    for component in saved:
+        session.upload(
+            component
+        )  # what an upload could not finish: a point without it would decide too early
     missing = {one: run.reason_missing(name, one) for one in declared if one not in saved}
     if not saved:
         why = "; ".join(f"{component}: {reason}" for component, reason in missing.items())

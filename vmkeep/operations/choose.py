@@ -61,8 +61,8 @@ def newest_cut(
         points = candidates[vm]
         if not points:
             raise NotFoundError(
-                f"VM {vm} has no complete recovery point that holds what is to be restored; 'vmkeep points "
-                f"{vm}' lists what there is, and --point {vm}=SESSION takes a partial one"
+                f"VM {vm} has no recovery point that holds all that is to be restored: 'vmkeep points {vm}' "
+                f"lists what there is; name the components to restore, such as {vm}/os, to do with less"
             )
         fitting = [
             point
@@ -84,7 +84,5 @@ def _usable(points: Sequence[Point], components: Sequence[str], at: datetime | N
     return [
         point
         for point in points
-        if set(components) <= set(point.components)
-        and (point.complete or set(components) < {*point.components, *point.missing})
-        and (limit is None or point.taken <= limit)
+        if set(components) <= set(point.components) and (limit is None or point.taken <= limit)
     ]

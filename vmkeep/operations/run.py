@@ -249,11 +249,12 @@ class Run:
     def done_before(self) -> frozenset[str]:
         """Return the steps that an earlier process of this run did and that need not be repeated."""
         outcomes = self.outcomes()
+        undecided = {vm for vm in self.file.fleet.vms if (self.folder / "spools" / vm / "session").exists()}
         for step in self.plan.steps.values():
-            undecided = step.verb in {Verb.BACKUP, Verb.UPLOAD} and f"seal {step.vms[0]}" not in outcomes
-            if undecided and not (self.folder / "spools" / step.vms[0] / "session").exists():
+            saved = step.verb in {Verb.BACKUP, Verb.UPLOAD}
+            if saved and step.vms[0] not in undecided and f"seal {step.vms[0]}" not in outcomes:
                 outcomes.pop(step.id, None)  # a later run took the session over
-        return still_done(self.plan, outcomes)
+        return still_done(self.plan, outcomes, undecided)
 
     def outcomes(self) -> dict[str, Outcome]:
         """Return how each step ended the last time it was tried."""

@@ -1,0 +1,318 @@
+"""Whole runs on real images with a real repository: what is promised when things go right, and wrong."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from vmkeep.errors import InputError, NotFoundError, SourceChangedError
+from vmkeep.operations import backup, direct, lifecycle, repositories, steps
+from vmkeep.operations.run import state_folder
+from vmkeep.planning import State, Verb
+from vmkeep.testing.faults import Fault
+from vmkeep.testing.site import FLEET, faulty
+
+pytestmark = pytest.mark.integration
+
+
+def ran(report):
+    return set(report.seconds)
+
+
+def test_what_was_saved_is_restored_byte_for_byte(site):
+    before = {
+        (vm, disk): site.digest(vm, disk) for vm, disk in [("db1", "root"), ("db1", "data"), ("app1", "root")]
+    }
+    assert site.run("backup").exit_code == 0
+    for vm in ("db1", "app1"):
+        for image in site.image(vm).parent.iterdir():
+            image.unlink()
+
+    assert site.run("restore", overwrite=True).exit_code == 0
+
+    assert {(vm, disk): site.digest(vm, disk) for vm, disk in before} == before
+
+
+def test_a_second_backup_stores_only_what_changed(site):
+    first = site.run("backup").steps["seal db1"].stored
+    site.write("db1", "data", seed="second")
+
+    report = site.run("backup")
+
+    assert report.steps["backup db1/os"].stored == 0
+    assert 0 < report.steps["backup db1/filesystems.data"].stored <= first
+
+
+def test_an_older_state_is_restored_by_its_time(site):
+    site.run("backup")
+    old, taken = site.digest("app1"), site.points("app1")[-1].taken
+    site.write("app1", seed="later")
+    site.run("backup")
+
+    site.run("restore", targets=["app1"], at=taken, overwrite=True)
+
+    assert site.digest("app1") == old
+
+
+def test_a_restore_under_another_name_leaves_the_original_alone(site):
+    site.run("backup")
+    site.write("app1", seed="later")
+    now = site.digest("app1")
+
+    report = site.run("restore", targets=["app1"], rename={"app1": "app1-copy"})
+
+    assert report.exit_code == 0
+    assert site.digest("app1") == now != site.digest("app1-copy")
+
+
+def test_nothing_that_exists_is_overwritten_unasked(site):
+    site.run("backup")
+    site.write("db1", seed="later")
+    now = site.digest("db1")
+
+    with pytest.raises(InputError, match="--overwrite"):
+        site.run("restore", targets=["db1"])
+
+    assert site.digest("db1") == now
+
+
+def test_dependents_are_restored_only_after_the_health_of_what_they_need(site):
+    site.run("backup")
+
+    order = [*site.run("restore", overwrite=True).seconds]
+
+    assert order.index("health db1") < order.index("restore app1/os")
+
+
+def test_a_vm_that_fails_its_gate_blocks_only_its_dependents(site, monkeypatch):
+    site.run("backup")
+    monkeypatch.setattr(
+        "vmkeep.operations.restore.check_images",
+        lambda _hypervisor, name, _vm: (
+            (_ for _ in ()).throw(SourceChangedError("sick")) if name == "db1" else ()
+        ),
+    )
+
+    report = site.run("restore", overwrite=True)
+
+    assert report.outcomes["health db1"].state is State.FAILED
+    assert report.outcomes["restore app1/os"].state is State.SKIPPED
+    assert report.outcomes["release app1"].state is State.SUCCEEDED
+
+
+def test_a_missing_disk_costs_only_its_own_vm(site):
+    site.image("app1").unlink()
+
+    report = site.run("backup")
+
+    assert report.exit_code == 3
+    assert "app1" in report.outcomes["seal app1"].reason
+    assert [point.complete for point in site.points("db1")] == [True]
+    assert site.points("app1") == []
+
+
+def fail_data(monkeypatch):
+    real = backup.save
+
+    def save(run, step, progress):
+        if step.component == "filesystems.data":
+            raise SourceChangedError("disk data changed while it was read")
+        return real(run, step, progress)
+
+    monkeypatch.setitem(steps._BACKUP, Verb.BACKUP, save)
+
+
+def test_a_point_without_a_component_is_partial_and_says_why(site, monkeypatch):
+    fail_data(monkeypatch)
+
+    report = site.run("backup")
+
+    (point,) = site.points("db1")
+    assert report.exit_code == 3
+    assert "PARTIAL" in report.outcomes["seal db1"].reason
+    assert point.missing == {"filesystems.data": "disk data changed while it was read"}
+
+
+def test_a_partial_point_is_not_restored_as_if_it_were_whole(site, monkeypatch):
+    fail_data(monkeypatch)
+    site.run("backup")
+
+    with pytest.raises(NotFoundError, match="no recovery point that holds all"):
+        site.run("restore", targets=["db1"], overwrite=True)
+
+    assert site.run("restore", targets=["db1/os"], overwrite=True).exit_code == 0
+
+
+def test_an_image_that_changes_behind_the_snapshot_makes_no_point(site, monkeypatch):
+    real = backup.snapshot
+
+    def then_write(run, step, progress):
+        report = real(run, step, progress)
+        if "app1" in step.vms:
+            site.write("app1", seed="behind the snapshot")
+        return report
+
+    monkeypatch.setitem(steps._BACKUP, Verb.SNAPSHOT, then_write)
+
+    report = site.run("backup")
+
+    assert isinstance(report.errors["backup app1/os"], SourceChangedError)
+    assert site.points("app1") == []
+    assert len(site.points("db1")) == 1
+
+
+def test_a_store_that_comes_back_is_waited_for(site, monkeypatch):
+    seen = []
+
+    def twice(request):
+        if request.key.startswith("packs/"):
+            seen.append(request)
+            return Fault.AWAY if len(seen) <= 2 else None
+        return None
+
+    monkeypatch.setattr(repositories, "store_of", faulty(twice))
+
+    assert site.run("backup").exit_code == 0
+
+
+def test_a_failed_upload_is_continued_without_reading_the_vm_again(site, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            repositories,
+            "store_of",
+            faulty(
+                lambda request: (
+                    Fault.AWAY
+                    if request.key.startswith(("packs/", "index/", "points/")) and request.verb == "put"
+                    else None
+                )
+            ),
+        )
+        report = site.run("backup", targets=["app1"])
+    assert report.exit_code == 5
+    assert site.points("app1") == []
+
+    again = site.run("backup", resume=report.run)
+
+    assert again.exit_code == 0
+    assert "backup app1/os" not in ran(again)
+    assert [point.complete for point in site.points("app1")] == [True]
+
+
+def test_a_partial_run_that_is_continued_ends_with_a_complete_point(site, monkeypatch):
+    with monkeypatch.context() as patched:
+        fail_data(patched)
+        report = site.run("backup")
+
+    again = site.run("backup", resume=report.run)
+
+    assert again.exit_code == 0
+    assert not {"backup app1/os", "seal app1"} & ran(again)
+    assert [point.complete for point in site.points("db1")] == [False, True]
+
+
+def test_an_interrupted_run_still_seals_what_it_has_and_releases(site, monkeypatch):
+    released = []
+    real = backup.release
+    table = steps._BACKUP
+    monkeypatch.setitem(
+        table, Verb.RELEASE, lambda run, step, p: (released.append(step.id), real(run, step, p))[1]
+    )
+
+    class Interrupts:
+        def begun(self, run, finished): ...
+        def started(self, step): ...
+        def advanced(self, step_id, size): ...
+        def ended(self, step, _outcome, _report):
+            if step.id == "backup app1/os":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        direct.run_direct(site.request("backup"), observer=Interrupts())
+
+    assert {"release app1"} <= set(released)
+    for vm in ("db1", "app1"):
+        assert all(point.complete or point.missing for point in site.points(vm))
+
+
+def test_two_backups_of_one_vm_at_once_both_make_a_point(site):
+    reports = []
+    threads = [
+        threading.Thread(target=lambda: reports.append(site.run("backup", targets=["db1"]))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [report.exit_code for report in reports] == [0, 0]
+    assert [point.complete for point in site.points("db1")] == [True, True]
+
+
+KILLED_AT = """
+import os, sys
+from vmkeep.operations.direct import run_direct
+from vmkeep.operations.engine import Silent
+from vmkeep.operations.request import Request
+
+class Told(Silent):
+    def started(self, step):
+        if step.id == sys.argv[2]:
+            os.kill(os.getpid(), 9)
+
+run_direct(Request(operation="backup", fleet=sys.argv[1]), observer=Told())
+"""
+
+
+@pytest.mark.parametrize(
+    "step", ["snapshot db1", "backup db1/os", "upload db1/os", "release db1", "seal db1", "verify db1"]
+)
+def test_after_sigkill_the_last_point_restores_and_the_next_backup_is_right(site, step):
+    site.run("backup")
+    good = site.digest("db1")
+    site.write("db1", seed="later")
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT, str(site.path), step], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    later = site.digest("db1")
+
+    oldest = site.points("db1")[0]
+    assert site.run("restore", targets=["db1"], points={"db1": oldest.session}, overwrite=True).exit_code == 0
+    assert site.digest("db1") == good
+    site.write("db1", seed="later")
+    assert site.run("backup").exit_code == 0
+    assert site.run("restore", targets=["db1"], overwrite=True).exit_code == 0
+    assert site.digest("db1") == later
+
+
+def test_a_run_leaves_no_state_behind_when_it_succeeded(site):
+    site.run("backup")
+
+    assert list((state_folder("site") / "runs").iterdir()) == []
+
+
+def test_what_is_declared_and_not_supported_refuses_the_run_before_anything_is_touched(site):
+    site.path.write_text(FLEET.replace("app1: {", "app1: {guest: {agent: true}, "))
+
+    with pytest.raises(InputError, match=r"guest.*not supported by driver images"):
+        site.run("backup")
+
+    assert site.points("db1") == []
+
+
+def test_the_record_of_a_run_is_in_the_repository(site):
+    report = site.run("backup")
+
+    with repositories.open_repository(site.file) as repository:
+        record = repository.runs()[report.run]
+    assert record["complete"]
+    assert set(record["taken"]) == {"db1", "app1"}
+
+
+def test_a_run_of_another_operation_is_not_continued(site):
+    site.image("app1").unlink()
+    report = site.run("backup")
+
+    with pytest.raises(Exception, match="is a backup, not a restore"):
+        lifecycle.resume(site.request("restore"), report.run)
