@@ -173,9 +173,11 @@ def main() -> None:
         disk = make_disk(folder)
         print(f"disk: {format_size(DISK)}, {format_size(disk.stat().st_blocks * 512)} of it allocated")
         chosen = [tool for tool in tools() if options.only in (None, tool.name)]
-        rounds = [
-            {tool.name: run(tool, disk, folder / tool.name) for tool in chosen} for _ in range(options.rounds)
-        ]
+
+        def one_round() -> dict[str, dict[str, Cost | int]]:
+            return {tool.name: run(tool, disk, folder / tool.name) for tool in chosen}
+
+        rounds = [one_round() for _ in range(options.rounds)]
     report(rounds)
 
 
@@ -194,7 +196,8 @@ def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
                 )
                 ours = ours or cost
                 print(
-                    f"{operation:8} {name:8} {cost.wall:8.2f} {cost.processor:8.2f} {format_size(cost.memory):>10}"
+                    f"{operation:8} {name:8} {cost.wall:8.2f} {cost.processor:8.2f}"
+                    f" {format_size(cost.memory):>10}"
                     f" {cost.wall / ours.wall:7.1f} {cost.processor / ours.processor:7.1f}"
                 )
     for size in ("stored", "allocated"):

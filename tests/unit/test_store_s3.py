@@ -1,0 +1,137 @@
+"""What the S3 store makes of answers that a real server gives rarely; a scripted server gives them always."""
+
+import contextlib
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from vmkeep.errors import AccessError, InputError, NotFoundError, TemporaryError
+from vmkeep.stores import S3Options, open_store
+from vmkeep.stores import s3 as s3_module
+
+
+class Script(ThreadingHTTPServer):
+    """Answers each request with the next of its answers: status, error code, body, claimed length."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.requests = []
+        super().__init__(("127.0.0.1", 0), Scripted)
+
+
+class Scripted(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def answer(self):
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append((self.command, self.path, dict(self.headers)))
+        status, code, body, length = (*self.server.answers.pop(0), None, b"", None)[:4]
+        body = body or b""
+        if code:
+            body = f"<Error><Code>{code}</Code><Message>said so</Message></Error>".encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.end_headers()
+        self.wfile.write(body)
+        self.close_connection = True
+
+    do_GET = do_PUT = answer  # noqa: N815  (names that http.server looks for)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    monkeypatch.setattr(s3_module, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3_module, "_CONFLICT_PAUSES", (0.0, 0.0))
+    with contextlib.ExitStack() as stack:
+
+        def start(*answers):
+            server = stack.enter_context(Script(*answers))
+            stack.callback(server.shutdown)
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            options = S3Options(f"http://127.0.0.1:{server.server_port}", access_key="a", secret_key="b")
+            store = open_store("s3://bucket/prod", s3=options)
+            stack.callback(store.close)
+            return store, server
+
+        yield start
+
+
+def test_a_put_asks_for_absence_and_does_not_hash_its_body_for_the_loopback_device(scripted):
+    store, server = scripted((200,))
+
+    assert store.put_if_absent("points/db1/1", b"x")
+    ((verb, path, headers),) = server.requests
+    assert (verb, path) == ("PUT", "/bucket/prod/points/db1/1")
+    assert headers["If-None-Match"] == "*"
+    assert "UNSIGNED-PAYLOAD" in headers["X-Amz-Content-SHA256"]
+
+
+def test_a_key_that_exists_is_false(scripted):
+    store, _ = scripted((412, "PreconditionFailed"))
+
+    assert not store.put_if_absent("a", b"x")
+
+
+def test_a_conflict_of_writers_is_tried_again(scripted):
+    store, server = scripted((409, "ConditionalRequestConflict"), (409, "ConditionalRequestConflict"), (200,))
+
+    assert store.put_if_absent("a", b"x")
+    assert len(server.requests) == 3
+
+
+def test_a_conflict_that_does_not_end_is_temporary(scripted):
+    store, _ = scripted(*[(409, "ConditionalRequestConflict")] * 3)
+
+    with pytest.raises(TemporaryError, match="ConditionalRequestConflict"):
+        store.put_if_absent("a", b"x")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (403, "AccessDenied", AccessError),
+        (403, "SignatureDoesNotMatch", AccessError),
+        (403, "InvalidAccessKeyId", AccessError),
+        (404, "NoSuchKey", NotFoundError),
+        (404, "NoSuchBucket", InputError),
+        (500, "InternalError", TemporaryError),
+        (503, "SlowDown", TemporaryError),
+    ],
+)
+def test_an_answer_says_what_to_do_next(scripted, status, code, error):
+    store, _ = scripted((status, code))
+
+    with pytest.raises(error, match="cannot read s3://bucket/prod/format at http"):
+        store.get("format")
+
+
+def test_an_object_that_is_cut_off_is_temporary(scripted):
+    store, _ = scripted((200, None, b"half", 8))
+
+    with pytest.raises(TemporaryError):
+        store.get("format")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "private"),
+    [
+        (None, True),
+        ("https://s3.example", True),
+        ("http://127.0.0.1:9000", True),
+        ("http://localhost:9000", True),
+        ("http://[::1]:9000", True),
+        ("http://10.0.0.1:9000", False),
+        ("http://s3.example", False),
+    ],
+)
+def test_bodies_are_hashed_for_the_signature_where_others_could_change_them(endpoint, private):
+    assert s3_module._is_private(endpoint) is private
+
+
+def test_a_profile_that_does_not_exist_is_an_error_of_the_fleet_file():
+    with pytest.raises(InputError, match="list the profiles"):
+        open_store("s3://bucket", s3=S3Options(profile="vmkeep-none"))
