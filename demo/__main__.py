@@ -95,7 +95,7 @@ class Demo:
     def back_up_again(self) -> None:
         """Change some of it, and save what is new."""
         self.terminal.say(
-            f"{machines.NEW_ORDERS} orders come in through a real server; stock, pages and settings change ..."
+            f"{machines.NEW_ORDERS} orders come in through a real server; stock, pages, settings change ..."
         )
         machines.work_a_day(self.fleet)
         self._backup()
