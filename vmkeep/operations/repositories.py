@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import InputError, UnsupportedError
-from vmkeep.repository import Repository, Secret, read_key_file, read_key_variable
+from vmkeep.repository import Repository, parse_secret, read_key_file, read_key_variable
 from vmkeep.stores import S3Options, open_store
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet import FleetFile
     from vmkeep.fleet.model import KeyReference
+    from vmkeep.repository import Secret
     from vmkeep.stores import Store
 
 resolvers: Final[dict[str, Callable[[str], str]]] = {}
@@ -59,7 +60,7 @@ def secret_of(file: FleetFile) -> Secret:
         return read_key_file(file.resolve(key.file))
     if key.env is not None:
         return read_key_variable(key.env)
-    return Secret.passphrase(text_of(file, key))
+    return parse_secret(text_of(file, key))
 
 
 def text_of(file: FleetFile, reference: KeyReference) -> str:

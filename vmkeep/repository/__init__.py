@@ -4,7 +4,7 @@ from vmkeep.repository.committed import PointInfo
 from vmkeep.repository.manifest import DiskRef, Leaf, Point, SavedComponent, Stats, StreamRef
 from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.repository import PackFault, Repository
-from vmkeep.repository.secret import Secret, generate_key_file, read_key_file, read_key_variable
+from vmkeep.repository.secret import Secret, generate_key_file, parse_secret, read_key_file, read_key_variable
 from vmkeep.repository.session import Session
 from vmkeep.repository.verify import Damage, Place, VerifyReport
 
@@ -25,6 +25,7 @@ __all__ = [
     "StreamRef",
     "VerifyReport",
     "generate_key_file",
+    "parse_secret",
     "read_key_file",
     "read_key_variable",
 ]

@@ -68,7 +68,7 @@ def read_key_file(path: Path) -> Secret:
             f"run 'chmod 600 {path}' (and think about who may have read it)"
         )
     try:
-        return _parse(data.decode())
+        return parse_secret(data.decode())
     except UnicodeDecodeError:
         return Secret.key(data)
 
@@ -83,7 +83,7 @@ def read_key_variable(name: str, environment: Mapping[str, str] = os.environ) ->
     text = environment.get(name)
     if text is None:
         raise AccessError(f"the environment variable {name}, which holds the repository's key, is not set")
-    return _parse(text)
+    return parse_secret(text)
 
 
 def generate_key_file(path: Path) -> Secret:
@@ -104,10 +104,15 @@ def generate_key_file(path: Path) -> Secret:
         raise InputError(f"the key file {path} exists; a key is never overwritten") from None
     except OSError as error:
         raise AccessError(f"cannot write the key file {path}: {error.strerror}") from error
-    return _parse(text)
+    return parse_secret(text)
 
 
-def _parse(text: str) -> Secret:
+def parse_secret(text: str) -> Secret:
+    """Return the secret in a text: a key made by `generate_key_file`, or else a passphrase.
+
+    Raises:
+        InputError: it is empty, or a damaged key.
+    """
     line = text.strip("\r\n")
     if not line.startswith(_PREFIX):
         return Secret.passphrase(line)

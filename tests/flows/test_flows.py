@@ -1,0 +1,211 @@
+"""Flows generated from a fleet, run by a real Prefect engine and server."""
+
+import time
+
+import pytest
+
+from vmkeep import fleet as fleets
+from vmkeep.errors import InputError, SourceChangedError, TemporaryError
+from vmkeep.operations import backup, repositories, steps
+from vmkeep.operations.retry import attempts
+from vmkeep.planning import Verb
+from vmkeep.testing.faults import Fault
+from vmkeep.testing.site import faulty
+
+pytestmark = pytest.mark.integration
+
+
+def run(site, operation, **how):
+    from flows.run import run_flow  # noqa: PLC0415  (Prefect reads its settings when it is imported)
+
+    return run_flow(site.request(operation, **how))
+
+
+def flow_state(site, operation, **parameters):
+    from flows.generate import generate  # noqa: PLC0415
+
+    return generate(site.file, operation)(**parameters, return_state=True)
+
+
+def latest_run():
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+    from prefect.client.schemas.sorting import FlowRunSort  # noqa: PLC0415
+
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(sort=FlowRunSort.END_TIME_DESC, limit=1)[0]
+
+
+def task_runs(flow_run, least):
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId  # noqa: PLC0415
+    from prefect.client.schemas.sorting import TaskRunSort  # noqa: PLC0415
+
+    chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+    with get_client(sync_client=True) as client:
+        for _ in range(100):  # the server records task runs from events, a little later
+            found = client.read_task_runs(flow_run_filter=chosen, sort=TaskRunSort.NAME_ASC, limit=200)
+            if len(found) >= least and all(one.end_time for one in found):
+                return {one.name: one for one in found}
+            time.sleep(0.1)
+    raise AssertionError([one.name for one in found])
+
+
+def test_the_same_steps_give_the_same_result_as_without_prefect(site):
+    assert run(site, "backup").exit_code == 0
+    before = site.digest("db1")
+    site.image("db1").unlink()
+
+    report = run(site, "restore", overwrite=True)
+
+    assert report.exit_code == 0
+    assert site.digest("db1") == before
+
+
+def test_task_runs_are_called_like_the_steps_and_linked_like_the_plan(site):
+    report = run(site, "backup")
+
+    found = task_runs(latest_run(), len(report.plan.steps))
+    assert set(found) == set(report.plan.steps)
+    names = {one.id: name for name, one in found.items()}
+    linked = {
+        (names[source.id], name)
+        for name, one in found.items()
+        for source in one.task_inputs.get("wait_for", [])
+    }
+    assert linked == set(report.plan.graph.edges)
+
+
+def test_the_state_of_the_flow_is_what_happened(site):
+    assert flow_state(site, "backup").is_completed()
+    site.image("app1").unlink()
+
+    state = flow_state(site, "backup")
+
+    assert state.is_failed()
+    assert state.name == "Partial"
+    assert "steps failed" in state.message
+
+
+def test_bad_input_fails_the_flow_and_touches_nothing(site):
+    site.run("backup")
+    site.write("db1", seed="later")
+    now = site.digest("db1")
+
+    with pytest.raises(InputError, match="--overwrite"):
+        run(site, "restore")
+
+    assert site.digest("db1") == now
+
+
+def counting(monkeypatch, error):
+    tries = []
+
+    def save(_run, step, _progress):
+        tries.append(step.id)
+        raise error
+
+    monkeypatch.setitem(steps._BACKUP, Verb.BACKUP, save)
+    return tries
+
+
+def test_temporary_errors_are_tried_again(site, monkeypatch):
+    tries = counting(monkeypatch, TemporaryError("away"))
+    import tasks.steps  # noqa: PLC0415
+
+    quick = tasks.steps.TASKS[Verb.BACKUP].with_options(retry_delay_seconds=[0.01] * 3)
+    monkeypatch.setitem(tasks.steps.TASKS, Verb.BACKUP, quick)
+
+    report = run(site, "backup", targets=["app1"])
+
+    assert tries == ["backup app1/os"] * attempts(Verb.BACKUP)
+    assert report.exit_code == 5
+
+
+def test_other_errors_are_not(site, monkeypatch):
+    tries = counting(monkeypatch, SourceChangedError("it ran"))
+
+    run(site, "backup", targets=["app1"])
+
+    assert tries == ["backup app1/os"]
+
+
+def test_a_flow_run_that_is_tried_again_repeats_only_what_failed(site, monkeypatch):
+    from prefect import flow  # noqa: PLC0415
+
+    from flows.generate import carry_out, threads  # noqa: PLC0415
+
+    real, tried, reports = backup.save, [], []
+
+    def save(run, step, progress):
+        tried.append(step.id)
+        if step.component == "filesystems.data" and tried.count(step.id) == 1:
+            raise SourceChangedError("it ran")
+        return real(run, step, progress)
+
+    monkeypatch.setitem(steps._BACKUP, Verb.BACKUP, save)
+
+    @flow(task_runner=threads())
+    def twice():
+        request = site.request("backup")
+        return [carry_out(request, ended=reports.append), carry_out(request, ended=reports.append)][1]
+
+    assert twice(return_state=True).is_completed()
+    assert tried.count("backup app1/os") == 1
+    assert reports[0].run == reports[1].run
+    assert [point.complete for point in site.points("db1")] == [False, True]
+
+
+def test_an_upload_is_retried_without_reading_the_vm_again(site, monkeypatch):
+    seen = []
+
+    def once(request):
+        if request.key.startswith("packs/") and request.verb == "put":
+            seen.append(request)
+            return Fault.AWAY if len(seen) == 1 else None
+        return None
+
+    monkeypatch.setattr(repositories, "store_of", faulty(once))
+    import tasks.steps  # noqa: PLC0415
+
+    quick = tasks.steps.TASKS[Verb.UPLOAD].with_options(retry_delay_seconds=[0.01] * 3)
+    monkeypatch.setitem(tasks.steps.TASKS, Verb.UPLOAD, quick)
+    report = run(site, "backup", targets=["app1"])
+
+    found = task_runs(latest_run(), len(report.plan.steps))
+    assert report.exit_code == 0
+    assert (found["backup app1/os"].run_count, found["upload app1/os"].run_count) == (1, 2)
+
+
+def test_the_form_offers_the_names_of_this_fleet(site):
+    from prefect.utilities.callables import parameter_schema  # noqa: PLC0415
+
+    from flows.generate import generate  # noqa: PLC0415
+
+    form = parameter_schema(generate(site.file, "restore")).model_dump_for_openapi()["properties"]
+
+    assert form["vms"]["items"]["enum"] == ["db1", "app1"]
+    assert form["components"]["items"]["enum"] == ["os", "filesystems", "filesystems.data"]
+    assert "Replace VMs that exist" in form["overwrite"]["description"]
+
+
+def test_a_report_is_left_as_an_artifact(site):
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+    run(site, "backup")
+
+    with get_client(sync_client=True) as client:
+        artifact = client.request("GET", "/artifacts/{key}/latest", path_params={"key": "site-backup"}).json()
+    assert "seal db1" in artifact["data"]
+    assert "```mermaid" in artifact["data"]
+
+
+def test_secrets_are_read_from_prefect_blocks(site, monkeypatch):
+    from prefect.blocks.system import Secret  # noqa: PLC0415
+
+    Secret(value=(site.folder / "key").read_text()).save("site-key", overwrite=True)
+    text = site.path.read_text().replace("key: {file: ./key}", "key: {prefect_secret: site-key}")
+    site.path.write_text(text)
+    monkeypatch.delitem(repositories.resolvers, "prefect_secret", raising=False)
+
+    assert fleets.load(site.path).fleet.repository.key.prefect_secret == "site-key"
+    assert run(site, "backup", targets=["app1"]).exit_code == 0
