@@ -56,7 +56,14 @@ def test_a_file_of_that_name_is_no_store(tmp_path):
 def test_a_file_on_another_file_system_is_copied(folder, tmp_path, monkeypatch):
     body = tmp_path / "body"
     body.write_bytes(b"content")
-    monkeypatch.setattr("vmkeep.stores.directory._same_device", lambda _file, _folder: False)
+    real = os.link
+
+    def link(source, final):
+        if source == body:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        real(source, final)
+
+    monkeypatch.setattr(os, "link", link)
 
     store = DirectoryStore(folder)
 
@@ -65,13 +72,14 @@ def test_a_file_on_another_file_system_is_copied(folder, tmp_path, monkeypatch):
     assert store.get("a") == b"content"
 
 
-def test_a_link_whose_answer_was_lost_is_known_by_its_count(folder, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "lost"), FileExistsError(errno.EEXIST, "repeated")])
+def test_a_link_whose_answer_was_lost_is_known_again(folder, monkeypatch, error):
     store = DirectoryStore(folder)
     real = os.link
 
     def lost(source, final):
         real(source, final)
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+        raise error
 
     monkeypatch.setattr(os, "link", lost)
 

@@ -89,7 +89,7 @@ class Repository:
         master = secrets.token_bytes(KEY_SIZE)
         slots = [info.key for info in store.list(layout.KEYS)]
         wrapped = keyslot.wrap(master, secret, slot, data)
-        if slots or not store.put_if_absent(layout.key_slot(slot), wrapped):
+        if slots or not _put_own(store, layout.key_slot(slot), wrapped):
             raise InputError(f"{store.url} holds a repository already; open it, or use another place")
         return cls(store, format_, master, cache=cache)
 
@@ -124,7 +124,7 @@ class Repository:
             InputError: the slot exists.
         """
         wrapped = keyslot.wrap(self._master, secret, slot, self.store.get(layout.FORMAT))
-        if not self.store.put_if_absent(layout.key_slot(slot), wrapped):
+        if not _put_own(self.store, layout.key_slot(slot), wrapped):
             raise InputError(f"the key slot {slot!r} exists in {self.store.url}; choose another name")
 
     def begin(
@@ -311,6 +311,11 @@ class Repository:
             return self._load_point(info)
         except IntegrityError as error:
             return error
+
+
+def _put_own(store: Store, key: str, body: bytes) -> bool:
+    """Put a body that nobody else can have; one that is there already is ours, and its answer was lost."""
+    return store.put_if_absent(key, body) or store.get(key) == body
 
 
 def _unwrap(store: Store, secret: Secret, slot: str | None, format_object: bytes) -> bytes:

@@ -28,6 +28,7 @@ _TEMPORARY: Final = ".tmp-"
 _STALE_AFTER: Final = 24 * 3600.0
 """Seconds after which a temporary file is a leftover of a killed writer: no single object takes so long."""
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_NO_LINKS: Final = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP}
 _FORBIDDEN: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -61,8 +62,8 @@ class DirectoryStore:
         final = self._path(key)
         with self._translated("write", key):
             self._make_folder(final.parent)
-            if isinstance(body, Path) and _same_device(body, final.parent):
-                return _link(body, final)
+            if isinstance(body, Path) and (done := _adopt(body, final)) is not None:
+                return done
             temporary = self._root / f"{_TEMPORARY}{secrets.token_hex(8)}"
             try:
                 _write_durably(temporary, body)
@@ -158,18 +159,29 @@ def _walk(folder: str, base: str, prefix: str) -> Iterator[tuple[str, int]]:
                 yield key, entry.stat(follow_symlinks=False).st_size
 
 
-def _same_device(file: Path, folder: Path) -> bool:
-    return file.stat().st_dev == folder.stat().st_dev
-
-
-def _link(source: Path, final: Path) -> bool:
+def _adopt(body: Path, final: Path) -> bool | None:
+    """Link the caller's own file; `None`: it lies where it cannot be linked from, so must be copied."""
     try:
-        os.link(source, final)
+        os.link(body, final)
     except FileExistsError:
         return False
     except OSError as error:
-        # NFS: the link was made but its answer was lost, and the repeated call found the name taken.
-        if error.errno in _FULL | _FORBIDDEN or source.stat().st_nlink < 2:
+        if error.errno in _NO_LINKS:
+            return None
+        raise
+    _sync_folder(final.parent)
+    return True
+
+
+def _link(temporary: Path, final: Path) -> bool:
+    """Give our temporary file its final name, unless the name is taken."""
+    try:
+        os.link(temporary, final)
+    except OSError as error:
+        # NFS: the answer may have been lost, and the repeated call then found our own link.
+        if not (final.exists() and final.samefile(temporary)):
+            if isinstance(error, FileExistsError):
+                return False
             raise
     _sync_folder(final.parent)
     return True
