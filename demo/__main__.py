@@ -89,6 +89,9 @@ class Demo:
     def back_up_first(self) -> None:
         """Save everything, through the generated Prefect flow."""
         self.terminal.vmkeep("plan", "backup")
+        self.terminal.say(
+            "Each backup is a Prefect flow made of this fleet; its server starts inside, some seconds"
+        )
         self._backup()
         self.old_disks = proof.disks_of(Guest(self.fleet, "app1"))
 

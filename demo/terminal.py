@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _LONGEST_S: Final = 600.0
 """No command of the demo takes as long on any machine; one that does hangs."""
+_END_S: Final = 60.0
 
 
 class DemoError(Exception):
@@ -121,18 +122,25 @@ class Terminal:
         shown = f"vmkeep {shlex.join(arguments)}{to}"
         self.console.print(Text.assemble(("$ ", "dim"), (shown, "bold")), soft_wrap=True)
         begun = time.monotonic()
-        program = Path(sys.executable).with_name("vmkeep")
-        try:
-            done = subprocess.run(
-                [program, *arguments], cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL,
-                stdout=output, timeout=_LONGEST_S, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise DemoError(f"'{shown}' did not end within {_LONGEST_S:.0f} s") from error
+        code = self._wait([str(Path(sys.executable).with_name("vmkeep")), *arguments], output)
         took = format_duration(time.monotonic() - begun)
         self.acts[-1].lines.append(f"    $ {shown}      # {took}\n")
-        if done.returncode:
-            raise DemoError(f"'{shown}' in {self.folder} ended with exit code {done.returncode}")
+        if code:
+            raise DemoError(f"'{shown}' in {self.folder} ended with exit code {code}")
+
+    def _wait(self, command: list[str], output: Any) -> int:
+        """Run a command and return its exit code; when the demo is ended, let it end properly, too."""
+        process = subprocess.Popen(
+            command, cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL, stdout=output
+        )
+        try:
+            return process.wait(_LONGEST_S)
+        except subprocess.TimeoutExpired as error:
+            raise DemoError(f"{' '.join(error.cmd)} did not end within {_LONGEST_S:.0f} s") from error
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(_END_S)
 
 
 def _steps(found: Mapping[str, Any]) -> list[str]:
