@@ -5,11 +5,11 @@ The server listens on the loopback interface only; its database lies in the stat
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -71,10 +71,10 @@ def up(*, port: int = 4200) -> Running:
     log = folder / "log"
     server = _spawn(["server", "start", "--host", "127.0.0.1", "--port", str(port)], environment, log)
     # Noted at once, so that `down` can end what was started, whatever happens next.
-    _note(Running(url, server.pid, 0, str(log)))
+    _note(Running(url, server, 0, str(log)))
     _wait(url, server, log)
     worker = _spawn(["worker", "start", "--pool", POOL, "--type", "process"], environment, log)
-    running = Running(url, server.pid, worker.pid, str(log))
+    running = Running(url, server, worker, str(log))
     _note(running)
     return running
 
@@ -112,20 +112,28 @@ def _note(running: Running) -> None:
     settings.server_file().write_text(json.dumps(asdict(running)))
 
 
-def _spawn(arguments: list[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
-        return subprocess.Popen(
+def _spawn(arguments: list[str], environment: dict[str, str], log: Path) -> int:
+    """Start a process that outlives this one, in a session of its own; return its id."""
+    with log.open("ab") as output, Path(os.devnull).open("rb") as nothing:
+        return os.posix_spawn(
+            sys.executable,
             [sys.executable, "-m", "prefect", *arguments],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, nothing.fileno(), 0),
+                (os.POSIX_SPAWN_DUP2, output.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, output.fileno(), 2),
+            ],
+            setsid=True,
+        )
 
 
-def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(url: str, server: int, log: Path) -> None:
     limit = time.monotonic() + _START_S
     while time.monotonic() < limit:
-        if server.poll() is not None:
-            raise TemporaryError(f"Prefect's server ended with code {server.returncode}; its log is {log}")
+        # Not `_alive`: the command line of a process is empty for a moment after it was spawned.
+        if os.waitpid(server, os.WNOHANG) != (0, 0):
+            raise TemporaryError(f"Prefect's server ended before it answered; its log is {log}")
         if _healthy(url):
             return
         time.sleep(0.3)
@@ -141,7 +149,11 @@ def _healthy(url: str) -> bool:
 
 
 def _alive(pid: int) -> bool:
-    """Tell whether the process is there and is ours: a pid may have been given to another."""
+    """Tell whether the process runs and is ours: a pid may have been given to another."""
+    if pid <= 0:
+        return False
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
