@@ -99,7 +99,8 @@ def _prepare(folder: Path) -> tuple[list[str], str]:
     options = {
         "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.volumeSizeLimitMB": 1024,
         "volume.max": 0, "master.telemetry": "false", "master.electionTimeout": "1s",
-        "master.heartbeatInterval": "100ms", "s3.port.iceberg": 0, "s3.config": folder / "s3.json", **ports,
+        "master.heartbeatInterval": "100ms", "s3.port.iceberg": 0, "s3.port.lance": 0,
+        "s3.config": folder / "s3.json", **ports,
     }  # fmt: skip
     flags = [f"-{name}={value}" for name, value in options.items()]
     command = [_binary(), "-logtostderr=true", "server", *flags, "-filer", "-s3"]
