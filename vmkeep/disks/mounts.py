@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 _KERNEL: Final = {"xfs", "btrfs", "vfat", "iso9660", "ntfs"}
 # Nobody else changes these files: the kernel may keep names and attributes, and write large blocks.
-_FUSE2FS: Final = "no_default_opts,kernel_cache,big_writes,attr_timeout=3600,entry_timeout=3600"
+# The inode numbers must be the file system's own: hard links are known by them.
+_FUSE2FS: Final = "no_default_opts,use_ino,kernel_cache,big_writes,attr_timeout=3600,entry_timeout=3600"
 _START_S: Final = 60.0
 _STOP_S: Final = 600.0
 _CHECK_S: Final = 6 * 3600.0
@@ -104,7 +105,10 @@ def _fuse2fs(disk: Path, point: Path) -> Iterator[None]:
     command = [tools.find("fuse2fs"), "-f", str(disk), str(point), "-o", options]
     log = point.with_name(f"{point.name}.log")
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,  # Ctrl-C is for us: a step that is under way still needs it
+        )  # fmt: skip
     point.with_name(f"{point.name}.pid").write_text(str(process.pid))
     try:
         _wait_for_mount(process, point, log)
