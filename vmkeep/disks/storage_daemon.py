@@ -73,7 +73,10 @@ def running(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
         command += ["--export", json.dumps(export)]
     log = folder / "daemon.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,  # Ctrl-C is for us: a step that is under way still needs it
+        )  # fmt: skip
     try:
         _wait(process, ready, log, what)
         yield
