@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from vmkeep import fleet as fleets
+from vmkeep.reports.fleet_picture import fleet_svg
+
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -39,3 +42,22 @@ def test_no_document_names_a_path_of_a_machine():
     named = [(page.name, word) for page in PAGES for word in words if word in page.read_text()]
 
     assert named == []
+
+
+@pytest.mark.parametrize("fleet", ["company", "shop"])
+def test_the_pictures_are_what_vmkeep_draws(fleet):
+    drawn = fleet_svg(fleets.load(ROOT / "configs" / f"{fleet}.yaml").fleet)
+
+    assert (ROOT / "docs" / "images" / f"{fleet}.svg").read_text() == drawn
+
+
+BLOCKS = [
+    (str(page.relative_to(ROOT)), number, block)
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```yaml\n(version: 1\n.*?)```", page.read_text(), re.DOTALL))
+]
+
+
+@pytest.mark.parametrize(("page", "number", "block"), BLOCKS, ids=[f"{page}-{n}" for page, n, _ in BLOCKS])
+def test_every_fleet_file_in_the_documents_is_valid(page, number, block):
+    assert fleets.loads(block, path=f"{page} block {number}").fleet.vms
