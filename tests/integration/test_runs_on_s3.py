@@ -13,7 +13,7 @@ def site_on_s3(tmp_path, monkeypatch, seaweed):
     monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "state"))
     folder = tmp_path / "site"
     folder.mkdir()
-    (folder / "s3").write_text(f"{seaweed.access_key}:{seaweed.secret_key}\n")
+    (folder / "s3").write_text(f"{seaweed.options.access_key}:{seaweed.options.secret_key}\n")
     s3 = f'{{endpoint_url: "{seaweed.endpoint_url}", region: us-east-1, credentials: {{file: ./s3}}}}'
     store = f"store: s3://{seaweed.new_bucket()}/prod, s3: {s3}"
     return Site(folder, text=FLEET.replace("store: ./repository", store))
