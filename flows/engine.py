@@ -25,7 +25,7 @@ class _TaskRuns:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._futures: dict[str, PrefectFuture[Any]] = {}
-        self._ended: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[str | None] = queue.SimpleQueue()
 
     def submit(self, step: Step) -> None:
         """Start a step as a task run."""
@@ -42,11 +42,17 @@ class _TaskRuns:
         self._futures[step.id] = future
         future.add_done_callback(lambda _: self._ended.put(step.id))
 
-    def wait(self) -> tuple[str, StepReport | BaseException]:
+    def wait(self) -> tuple[str, StepReport | BaseException] | None:
         """Return a step that ended."""
         step_id = self._ended.get()
+        if step_id is None:
+            return None
         result: StepReport | BaseException = self._futures[step_id].result(raise_on_failure=False)
         return step_id, result
+
+    def wake(self) -> None:
+        """Let `wait` return."""
+        self._ended.put(None)  # a SimpleQueue may be used in a signal handler
 
 
 def carry_out(run: Run, *, width: int = 8, observer: Observer | None = None) -> RunReport:

@@ -9,7 +9,7 @@ import pytest
 
 from vmkeep.errors import InputError, NotFoundError, SourceChangedError
 from vmkeep.operations import backup, direct, lifecycle, repositories, steps
-from vmkeep.operations.run import state_folder
+from vmkeep.operations.run import Run, state_folder
 from vmkeep.planning import State, Verb
 from vmkeep.testing.faults import Fault
 from vmkeep.testing.site import FLEET, faulty
@@ -225,6 +225,7 @@ def test_an_interrupted_run_still_seals_what_it_has_and_releases(site, monkeypat
         def begun(self, run, finished): ...
         def started(self, step): ...
         def advanced(self, step_id, size): ...
+        def interrupted(self): ...
         def ended(self, step, _outcome, _report):
             if step.id == "backup app1/os":
                 raise KeyboardInterrupt
@@ -235,6 +236,36 @@ def test_an_interrupted_run_still_seals_what_it_has_and_releases(site, monkeypat
     assert {"release app1"} <= set(released)
     for vm in ("db1", "app1"):
         assert all(point.complete or point.missing for point in site.points(vm))
+
+
+def test_a_snapshot_that_is_being_noted_does_not_disturb_other_groups(site, monkeypatch):
+    real = backup.snapshot
+
+    def noting(run, step, progress):
+        report = real(run, step, progress)
+        (run.folder / "snapshots" / ".another.new").touch()
+        return report
+
+    monkeypatch.setitem(steps._BACKUP, Verb.SNAPSHOT, noting)
+
+    assert site.run("backup").exit_code == 0
+
+
+def test_a_signal_never_loses_a_step_that_has_just_ended(site, monkeypatch):
+    real = Run.remember
+
+    def at_the_worst_moment(run, step_id, outcome):
+        real(run, step_id, outcome)
+        if step_id == "backup app1/os":
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Run, "remember", at_the_worst_moment)
+
+    with pytest.raises(KeyboardInterrupt):
+        site.run("backup")
+
+    (run,) = (state_folder("site") / "runs").iterdir()
+    assert '"release app1", "state": "succeeded"' in (run / "outcomes").read_text()
 
 
 def test_two_backups_of_one_vm_at_once_both_make_a_point(site):

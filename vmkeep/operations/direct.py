@@ -30,13 +30,16 @@ class _Threads:
         self, run: Run, pool: ThreadPoolExecutor, observer: Observer, sleep: Callable[[float], None]
     ) -> None:
         self._run, self._pool, self._observer, self._sleep = run, pool, observer, sleep
-        self._ended: queue.SimpleQueue[tuple[str, StepReport | BaseException]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[tuple[str, StepReport | BaseException] | None] = queue.SimpleQueue()
 
     def submit(self, step: Step) -> None:
         self._pool.submit(self._carry_out, step)
 
-    def wait(self) -> tuple[str, StepReport | BaseException]:
+    def wait(self) -> tuple[str, StepReport | BaseException] | None:
         return self._ended.get()
+
+    def wake(self) -> None:
+        self._ended.put(None)  # a SimpleQueue may be used in a signal handler
 
     def _carry_out(self, step: Step) -> None:
         result: StepReport | BaseException

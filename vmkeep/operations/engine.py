@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from vmkeep.operations.interrupts import deferred
 from vmkeep.operations.report import RunReport
 from vmkeep.planning import Execution, Outcome, State, limits_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmkeep.operations.interrupts import Interrupts
     from vmkeep.operations.report import StepReport
     from vmkeep.operations.run import Run
     from vmkeep.planning import Step
@@ -24,8 +26,15 @@ class Worker(Protocol):
     def submit(self, step: Step) -> None:
         """Start a step; it must not block."""
 
-    def wait(self) -> tuple[str, StepReport | BaseException]:
-        """Return a step that ended, and what it did or why it failed; blocks until one has."""
+    def wait(self) -> tuple[str, StepReport | BaseException] | None:
+        """Return a step that ended, and what it did or why it failed; blocks until one has.
+
+        Returns:
+            `None` after `wake`.
+        """
+
+    def wake(self) -> None:
+        """Let `wait` return; called by a signal handler, so it must not block nor take a lock."""
 
 
 class Observer(Protocol):
@@ -43,6 +52,9 @@ class Observer(Protocol):
     def ended(self, step: Step, outcome: Outcome, report: StepReport | None) -> None:
         """A step is over."""
 
+    def interrupted(self) -> None:
+        """A signal came: what runs is ended properly, nothing else begins."""
+
 
 class Silent:
     """Shows nothing."""
@@ -59,6 +71,9 @@ class Silent:
     def ended(self, step: Step, outcome: Outcome, report: StepReport | None) -> None:
         """Do nothing."""
 
+    def interrupted(self) -> None:
+        """Do nothing."""
+
 
 class _Walk:
     """One walk through a plan."""
@@ -72,15 +87,26 @@ class _Walk:
         self.begun: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
         self.told: set[str] = set()
+        self.cancelled = False
 
-    def go_on(self, width: int) -> None:
+    def go_on(self, width: int, interrupts: Interrupts) -> None:
         """Walk until every step is over."""
         while not self.execution.over:
+            if interrupts.heard is not None and not self.cancelled:
+                self.cancel(interrupts.heard.name)
+                self.observer.interrupted()
             for step in self.execution.ready(width - len(self.execution.running)):
                 self.begun[step.id] = time.monotonic()
                 self.observer.started(step)
                 self.worker.submit(step)
-            self._note(*self.worker.wait())
+            ended = self.worker.wait()
+            if ended is not None:
+                self._note(*ended)
+
+    def cancel(self, why: str) -> None:
+        """Begin nothing any more but the `always` steps."""
+        self.cancelled = True
+        self.execution.cancel(f"the run was interrupted ({why})")
 
     def _note(self, step_id: str, result: StepReport | BaseException) -> None:
         self.seconds[step_id] = time.monotonic() - self.begun[step_id]
@@ -116,12 +142,13 @@ def walk(run: Run, worker: Worker, *, width: int = 8, observer: Observer | None 
     watching = observer or Silent()
     steps = _Walk(run, worker, watching)
     watching.begun(run, steps.finished)
-    try:
-        steps.go_on(width)
-    except BaseException as interruption:
-        steps.execution.cancel(f"the run was interrupted ({type(interruption).__name__})")
-        steps.go_on(width)
-        raise
+    with deferred(worker.wake) as interrupts:
+        try:
+            steps.go_on(width, interrupts)
+        except BaseException as error:
+            steps.cancel(type(error).__name__)
+            steps.go_on(width, interrupts)
+            raise
     return RunReport(
         run=run.id,
         operation=run.plan.operation,

@@ -219,7 +219,8 @@ class Run:
     def snapshots(self, group: str | None = None) -> Iterator[Snapshot]:
         """Yield the snapshots of a group, or all."""
         folder = self.folder / "snapshots"
-        for path in [folder / group] if group else sorted(folder.glob("*")):
+        # What begins with a dot is being written now, for another group.
+        for path in [folder / group] if group else sorted(folder.glob("[!.]*")):
             if path.exists():
                 yield from map(_snapshot, json.loads(path.read_bytes()))
 
