@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import typer
@@ -15,7 +16,7 @@ from vmkeep.cli.options import examples, version
 from vmkeep.errors import VmkeepError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import FrameType
 
 INTERRUPTED: Final = 130
@@ -54,11 +55,11 @@ def _build() -> typer.Typer:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; see `vmkeep.cli.main`."""
-    _interrupt_on_signals()
     try:
-        typer.main.get_command(_build()).main(
-            args=None if arguments is None else list(arguments), prog_name="vmkeep"
-        )
+        with _interrupted_by_signals():
+            typer.main.get_command(_build()).main(
+                args=None if arguments is None else list(arguments), prog_name="vmkeep"
+            )
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
@@ -71,11 +72,18 @@ def run(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _interrupt_on_signals() -> None:
+@contextmanager
+def _interrupted_by_signals() -> Iterator[None]:
     """Let the end of a service or of an SSH connection stop a run as Ctrl-C does: cleanly."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores SIGHUP, and means it
-            signal.signal(number, _interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    changed = [number for number, handler in before.items() if handler == signal.SIG_DFL]
+    for number in changed:  # but nohup ignores SIGHUP, and means it
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
 
-from vmkeep.cli.console import complain, err, print_json, warn
+from vmkeep.cli.console import complain, err, print_json
 from vmkeep.cli.results import as_json as report_json
 from vmkeep.cli.results import print_report
 from vmkeep.cli.watch import watcher
 from vmkeep.operations.direct import run_direct
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
-
     from vmkeep.cli.watch import Watch
     from vmkeep.operations.report import RunReport
     from vmkeep.operations.request import Request
@@ -39,8 +34,13 @@ def carry_out(request: Request, mode: Mode) -> None:
     Raises:
         VmkeepError: it could not begin; nothing was touched.
     """
-    with watcher(err()) as watch, _telling(watch):
-        report = _run(request, mode, watch)
+    with watcher(err()) as watch:
+        try:
+            report = _run(request, mode, watch)
+        except KeyboardInterrupt:
+            if watch.run:
+                complain(f"run {watch.run} was interrupted; --resume {watch.run} continues it")
+            raise
     if mode.as_json:
         print_json(report_json(report))
     else:
@@ -55,23 +55,3 @@ def _run(request: Request, mode: Mode, watch: Watch) -> RunReport:
     from flows.run import run_flow  # noqa: PLC0415  (Prefect takes seconds to import)
 
     return run_flow(request, observer=watch, resume=mode.resume)
-
-
-@contextmanager
-def _telling(watch: Watch) -> Iterator[None]:
-    """Say at once that an interruption was heard: what runs is ended properly, which takes a moment."""
-
-    def heard(number: int, frame: FrameType | None) -> None:
-        warn("interrupted: what runs now is brought to an end, and snapshots are released")
-        if callable(before):
-            before(number, frame)
-
-    before = signal.signal(signal.SIGINT, heard)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if watch.run:
-            complain(f"run {watch.run} was interrupted; --resume {watch.run} continues it")
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)

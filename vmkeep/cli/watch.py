@@ -84,6 +84,10 @@ class Watch:
         took = "" if since is None else f" ({format_duration(self._clock() - since)})"
         self._print(f"{word:>7}  {step.id}{': ' if told else ''}{told}{took}", style, len(word))
 
+    def interrupted(self) -> None:
+        """Say that it was heard: what runs is ended properly, which may take a moment."""
+        self._print("interrupted: what runs now is brought to an end, and snapshots are released", "yellow")
+
     def close(self) -> None:
         """Leave the terminal as it was."""
 
