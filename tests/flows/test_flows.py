@@ -209,3 +209,37 @@ def test_secrets_are_read_from_prefect_blocks(site, monkeypatch):
 
     assert fleets.load(site.path).fleet.repository.key.prefect_secret == "site-key"
     assert run(site, "backup", targets=["app1"]).exit_code == 0
+
+
+def test_the_progress_of_a_long_step_is_an_artifact(site, monkeypatch):
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+    monkeypatch.setattr("tasks.progress._WORTH", 1)
+
+    run(site, "backup", targets=["app1"])
+
+    with get_client(sync_client=True) as client:
+        path = "/artifacts/{key}/latest"
+        artifact = client.request("GET", path, path_params={"key": "backup-app1-os"}).json()
+    assert (artifact["type"], artifact["data"]) == ("progress", 100.0)
+
+
+def test_events_tell_automations_what_was_sealed_and_what_was_not(site):
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+    site.image("app1").unlink()
+    report = run(site, "backup")
+
+    wanted = {("vmkeep.point.sealed", "db1"), ("vmkeep.point.failed", "app1"), ("vmkeep.backup.failed", "")}
+    with get_client(sync_client=True) as client:
+        for _ in range(100):  # events are written a little later
+            found = client.request(
+                "POST", "/events/filter", json={"filter": {"event": {"prefix": ["vmkeep."]}}, "limit": 50}
+            ).json()["events"]
+            mine = {
+                (one["event"], one["payload"]["vm"]) for one in found if one["payload"]["run"] == report.run
+            }
+            if mine == wanted:
+                return
+            time.sleep(0.1)
+    raise AssertionError(mine)
