@@ -19,6 +19,7 @@ from rich.text import Text
 import vmkeep
 from vmkeep.cli.console import out, print_json, print_table
 from vmkeep.cli.fleet_file import load
+from vmkeep.cli.init import has_repository
 from vmkeep.cli.options import FLEET_FILE
 from vmkeep.disks import tools
 from vmkeep.errors import UnsupportedError, VmkeepError
@@ -28,6 +29,8 @@ from vmkeep.units import GiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmkeep.fleet import FleetFile
 
 _TOOLS: Final = {
     "qemu-img": "reads and writes images that are not raw",
@@ -166,8 +169,15 @@ def _fleet(path: Path) -> Iterator[Check]:
     try:
         file = load(path)
         yield Check("fleet file", good=True, found=f"{path}: fleet {file.fleet.fleet}")
-        with repositories.open_repository(file) as repository:
-            count = len(repository.list_points())
-            yield Check("repository", good=True, found=f"{repository.store.url}: {count} recovery points")
+        yield _repository(file)
     except VmkeepError as error:
         yield Check("fleet and repository", good=False, found=str(error))
+
+
+def _repository(file: FleetFile) -> Check:
+    store = repositories.store_of(file)
+    if not has_repository(store):
+        return Check("repository", good=True, found=f"none in {store.url} yet: 'vmkeep init' makes one")
+    with repositories.open_repository(file) as repository:
+        count = len(repository.list_points())
+    return Check("repository", good=True, found=f"{store.url}: {count} recovery points")

@@ -15,6 +15,8 @@ from vmkeep.stores.probe import probe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmkeep.stores import Store
+
 
 def init(path: Path, *, as_json: bool) -> None:
     """Do what is missing: write the fleet file, or make the repository that it names.
@@ -29,6 +31,11 @@ def init(path: Path, *, as_json: bool) -> None:
         print_json(done)
     else:
         out().print(done["message"], markup=False)
+
+
+def has_repository(store: Store) -> bool:
+    """Tell whether somebody made a repository in *store*; needs no key."""
+    return any(True for _ in store.list(layout.KEYS))
 
 
 def _fleet_file(path: Path) -> dict[str, str]:
@@ -50,7 +57,7 @@ def _repository(path: Path) -> dict[str, str]:
     store = repositories.store_of(file)
     found = {"fleet_file": str(path), "store": store.url}
     try:
-        if any(True for _ in store.list(layout.KEYS)):
+        if has_repository(store):
             Repository.open(store, repositories.secret_of(file)).close()
             message = f"{store.url} holds a repository already, and this key opens it. Nothing to do."
             return {**found, "state": "exists", "message": message}

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from vmkeep.cli.console import complain, err, print_json
+from vmkeep.cli.fleet_file import load
 from vmkeep.cli.results import as_json as report_json
 from vmkeep.cli.results import print_report
 from vmkeep.cli.watch import watcher
+from vmkeep.operations import prepare
 from vmkeep.operations.direct import run_direct
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def carry_out(request: Request, mode: Mode) -> None:
     Raises:
         VmkeepError: it could not begin; nothing was touched.
     """
+    prepare.selected(load(request.fleet), request)  # a typing error is told at once, not by Prefect
     with watcher(err()) as watch:
         try:
             report = _run(request, mode, watch)

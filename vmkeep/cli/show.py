@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmkeep.components.catalogue import Entry
-    from vmkeep.repository import Point, SavedComponent
+    from vmkeep.repository import Point, Repository, SavedComponent
 
 
 def show(path: Path, vm: str, session: str, *, as_json: bool) -> None:
@@ -50,11 +50,7 @@ def show_files(path: Path, vm: str, session: str, component: str, *, as_json: bo
         InputError: it was saved as whole disks.
     """
     with repositories.open_repository(load(path)) as repository:
-        point = repository.point(vm, session)
-        saved = point.components.get(component)
-        if saved is None:
-            why = point.missing.get(component, f"it has {', '.join(point.components)}")
-            raise NotFoundError(f"recovery point {point.session} of {vm} has no {component}: {why}")
+        saved = _component_of(repository, vm, session, component)
         if CATALOGUE not in saved.streams:
             raise InputError(f"{vm}/{component} was saved as whole disks: it has no list of files")
         found = (one for one in entries(repository, saved.streams[CATALOGUE]) if not one.passage)
@@ -63,6 +59,19 @@ def show_files(path: Path, vm: str, session: str, component: str, *, as_json: bo
         else:
             for entry in found:
                 sys.stdout.write(_file_line(entry) + "\n")
+
+
+def _component_of(repository: Repository, vm: str, session: str, component: str) -> SavedComponent:
+    """Return a saved component; of the newest recovery point that has it, if none was named."""
+    point = repository.point(vm, session)
+    if session == "latest":
+        older = (repository.point(vm, info.session) for info in reversed(repository.list_points(vm)))
+        point = next((one for one in older if component in one.components), point)
+    saved = point.components.get(component)
+    if saved is None:
+        why = point.missing.get(component, f"it has {', '.join(point.components)}")
+        raise NotFoundError(f"recovery point {point.session} of {vm} has no {component}: {why}")
+    return saved
 
 
 def _lines(point: Point) -> Iterator[Text]:

@@ -16,6 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 from vmkeep.planning import State
@@ -104,9 +105,9 @@ class Bars(Watch):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            _Amount(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=12),
+            _Amount(table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True),
             console=console,
             transient=True,
@@ -141,7 +142,7 @@ class Bars(Watch):
         self._progress.advance(bar, size)
         shown = self._progress.tasks[self._progress.task_ids.index(bar)]
         if shown.total is not None and shown.completed > shown.total:
-            self._progress.update(bar, total=None)
+            shown.total = None  # update() takes None for 'as it was'
 
     def ended(self, step: Step, outcome: Outcome, report: StepReport | None) -> None:
         """Take the bar away."""
@@ -165,7 +166,9 @@ class _Amount(ProgressColumn):
         if task.fields["steps"]:
             return Text(f"{task.completed:.0f} of {task.total:.0f} steps")
         of = f" of about {format_size(task.total)}" if task.total is not None else ""
-        rate = f", {format_size(task.speed)}/s" if task.speed else ""
+        # The first moments tell nothing about the rest.
+        steady = task.speed and task.elapsed is not None and task.elapsed > 1
+        rate = f", {format_size(task.speed or 0)}/s" if steady else ""
         return Text(f"{format_size(task.completed)}{of}{rate}")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import IntegrityError, NotFoundError
 from vmkeep.operations.report import StepReport
-from vmkeep.units import format_size
+from vmkeep.units import MiB, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 SAMPLE_OF_NEW: Final = 0.05
 """The share of a new recovery point that is read back at once."""
 
+LEAST_OF_NEW: Final = 64 * MiB
+"""But so many bytes at least, about: of a small one a share could be nothing."""
+
 _SHOWN: Final = 5
 """How many damaged places a message names."""
 
@@ -29,7 +32,15 @@ def verify_new(run: Run, step: Step, progress: Callable[[int], None]) -> StepRep
     points = [point for point in run.repository.points(name) if point.run == run.id]
     if not points:
         raise NotFoundError(f"VM {name}: the recovery point of run {run.id} is not in the repository")
-    return _verify(run, points[-1], SAMPLE_OF_NEW, progress)
+    return _verify(run, points[-1], _share_of_new(points[-1]), progress)
+
+
+def _share_of_new(point: Point) -> float:
+    size = 0
+    for component in point.components.values():
+        size += sum(disk.size for disk in component.disks.values())
+        size += sum(stream.size for stream in component.streams.values())
+    return max(SAMPLE_OF_NEW, min(1.0, LEAST_OF_NEW / max(1, size)))
 
 
 def verify_chosen(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
