@@ -1,6 +1,7 @@
 """A real Prefect server with a worker: deployments, schedules, runs from the UI, its pages in a browser."""
 
 import os
+import shutil
 import time
 
 import pytest
@@ -146,12 +147,12 @@ def test_a_partial_run_says_so_and_its_retry_completes_it(site):
 
 @pytest.fixture(scope="module")
 def page():
-    """A page of Debian's Chromium."""
+    """A page of Debian's Chromium, or of Playwright's own where there is none."""
     from playwright.sync_api import sync_playwright  # noqa: PLC0415
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path="/usr/bin/chromium",
+            executable_path=shutil.which("chromium", path="/usr/bin"),
             args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
         )
         yield browser.new_page(viewport={"width": 1500, "height": 1000})
