@@ -22,7 +22,7 @@ def run_flow(request: Request, *, observer: Observer | None = None, resume: str 
         VmkeepError: it cannot be carried out; nothing was touched.
         TemporaryError: Prefect's server is away.
     """
-    settings.find_server()
+    settings.require_server()
     # The observer shows what happens; the server keeps all of the log.
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     from flows.generate import generate  # noqa: PLC0415  (Prefect costs a second, and reads its settings)

@@ -9,6 +9,8 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
+from vmkeep.errors import TemporaryError
+
 # The recorder and the persister take events one by one by default: 1000 task runs then cost the server
 # 35 s of CPU, batched 8 s. An embedded server may need half a minute on a busy machine.
 DEFAULTS: Final = {
@@ -55,3 +57,24 @@ def find_server() -> str | None:
         return None
     os.environ["PREFECT_API_URL"] = url
     return url
+
+
+def require_server() -> str | None:
+    """Find the server as `find_server` does, and make sure that it answers.
+
+    Raises:
+        TemporaryError: it does not.
+    """
+    url = find_server()
+    if url is None:
+        return None
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310  (the operator's own setting)
+            return url
+    except urllib.error.HTTPError:
+        return url  # it answers: Prefect Cloud wants a key, which its client has
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise TemporaryError(
+            f"the Prefect server {url} is away: {reason}; --direct does without it"
+        ) from error

@@ -431,6 +431,14 @@ def test_a_store_that_is_away_ends_with_5(fresh, monkeypatch):
     assert fresh("points") == 5
 
 
+@pytest.mark.parametrize("command", ["backup", "deploy"])
+def test_a_prefect_server_that_is_away_ends_with_5(shop, monkeypatch, command):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+
+    assert shop(command) == 5
+    assert "--direct" in shop.err
+
+
 def test_a_wrong_key_ends_with_6(saved):
     (saved.folder / "key").unlink()
     (saved.folder / "key").touch(mode=0o600)

@@ -20,9 +20,10 @@ def deploy(fleet: Path, pool: str | None, *, as_json: bool) -> None:
 
     Raises:
         FleetError: the fleet file has problems.
+        TemporaryError: the server is away.
     """
     file = load(fleet)
-    if settings.find_server() is None:
+    if settings.require_server() is None:
         err().print(
             "no Prefect server runs: 'vmkeep up' starts one. What is deployed now lies in Prefect's own "
             "database, and nothing runs it until a server and a worker do.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import urllib.request
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +21,7 @@ from vmkeep.cli.fleet_file import load
 from vmkeep.cli.init import has_repository
 from vmkeep.cli.options import FLEET_FILE
 from vmkeep.disks import tools
-from vmkeep.errors import UnsupportedError, VmkeepError
+from vmkeep.errors import TemporaryError, UnsupportedError, VmkeepError
 from vmkeep.operations import repositories
 from vmkeep.operations.run import state_folder
 from vmkeep.units import GiB, format_size
@@ -135,14 +134,11 @@ def _versions() -> Iterator[Check]:
 def _prefect() -> Check:
     from flows import settings  # noqa: PLC0415  (it reads the environment)
 
-    url = settings.find_server()
-    if url is None:
-        return Check("Prefect server", good=True, found="none runs, so each command starts its own")
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310  (the operator's own setting)
-            return Check("Prefect server", good=True, found=url)
-    except (OSError, ValueError) as error:
-        return Check("Prefect server", good=False, found=f"{url} is away: {error}; --direct needs none")
+        url = settings.require_server()
+    except TemporaryError as error:
+        return Check("Prefect server", good=False, found=str(error))
+    return Check("Prefect server", good=True, found=url or "none runs, so each command starts its own")
 
 
 def _state() -> Check:

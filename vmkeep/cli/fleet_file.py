@@ -17,6 +17,7 @@ def load(path: Path) -> FleetFile:
 
     Raises:
         FleetError: it has problems; all of them are told.
+        TemporaryError: a secret lies on a Prefect server that is away.
     """
     file = fleets.load(path)
     config = file.fleet.repository
@@ -24,7 +25,7 @@ def load(path: Path) -> FleetFile:
     if any(reference.prefect_secret is not None for reference in references):
         from flows import settings  # noqa: PLC0415  (Prefect takes seconds, and few fleets need it here)
 
-        settings.find_server()
+        settings.require_server()
         from flows import secrets  # noqa: PLC0415  (reads the settings when it is imported)
 
         secrets.register()
