@@ -95,9 +95,8 @@ def carry_out(
     secrets.register()
     suffix = str(flow_run.get_id()).replace("-", "")[:8]
     with lifecycle.resume(request, resume) if resume else lifecycle.begin(request, suffix=suffix) as run:
-        report = engine.carry_out(run, width=WIDTH, observer=observer)
-        trouble = lifecycle.finish(run, report)
-    results.publish(run, report, trouble)
+        report = lifecycle.finish(run, engine.carry_out(run, width=WIDTH, observer=observer))
+    results.publish(run, report)
     if ended is not None:
         ended(report)
     return results.final_state(report)

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from vmkeep.operations.run import Run
 
 
-def publish(run: Run, report: RunReport, trouble: str | None) -> None:
+def publish(run: Run, report: RunReport) -> None:
     """Leave the report as artifacts, and emit what automations may act on."""
     fleet = run.file.fleet.fleet
     key = re.sub(r"[^a-z0-9]+", "-", f"{fleet}-{report.operation}".lower())
     create_table_artifact(key=f"{key}-steps", table=_rows(report), description=report.summary.sentence)
-    create_markdown_artifact(key=key, markdown=markdown(report, trouble), description=report.summary.sentence)
+    create_markdown_artifact(key=key, markdown=markdown(report), description=report.summary.sentence)
     for step in report.plan.steps.values():
         outcome = report.outcomes.get(step.id)
         if step.verb is not Verb.SEAL or outcome is None:
@@ -50,7 +50,7 @@ def final_state(report: RunReport) -> State[Any]:
     return Failed(name=name, message=report.summary.sentence)
 
 
-def markdown(report: RunReport, trouble: str | None = None) -> str:
+def markdown(report: RunReport) -> str:
     """Return the report of a run as Markdown."""
     moved = sum(step.read for name, step in report.steps.items() if name.startswith(("backup ", "restore ")))
     stored = sum(step.stored for name, step in report.steps.items() if name.startswith("backup "))
@@ -59,7 +59,7 @@ def markdown(report: RunReport, trouble: str | None = None) -> str:
         f"Run `{report.run}`: **{report.summary.sentence}**",
         f"{format_size(moved)} moved, {format_size(stored)} stored, in {format_duration(report.elapsed)}.",
     ]
-    lines += [f"> {trouble}"] if trouble else []
+    lines += [f"> {report.trouble}"] if report.trouble else []
     failed = [(step, one) for step, one in report.outcomes.items() if one.state is not Ended.SUCCEEDED]
     if failed:
         lines += [

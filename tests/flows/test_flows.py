@@ -61,6 +61,21 @@ def test_the_same_steps_give_the_same_result_as_without_prefect(site):
     assert site.digest("db1") == before
 
 
+def test_a_request_may_name_more_than_the_form_offers(site):
+    report = run(site, "backup", targets=["db1/filesystems", "app*"])
+
+    assert report.exit_code == 0
+    assert {step for step in report.plan.steps if step.startswith("backup ")} == {
+        "backup db1/filesystems.data",
+        "backup app1/os",
+    }
+
+
+def test_an_unknown_target_is_bad_input_and_no_fault_of_the_server(site):
+    with pytest.raises(InputError, match="did you mean 'db1'"):
+        run(site, "backup", targets=["db11"])
+
+
 def test_task_runs_are_called_like_the_steps_and_linked_like_the_plan(site):
     report = run(site, "backup")
 

@@ -45,6 +45,13 @@ def test_a_second_backup_stores_only_what_changed(site):
     assert 0 < report.steps["backup db1/filesystems.data"].stored <= first
 
 
+def test_a_backup_of_one_component_does_not_make_the_next_full_one_read_the_others_again(site):
+    site.run("backup")
+    site.run("backup", targets=["db1/filesystems.data"])
+
+    assert site.run("backup").steps["backup db1/os"].read == 0
+
+
 def test_an_older_state_is_restored_by_its_time(site):
     site.run("backup")
     old, taken = site.digest("app1"), site.points("app1")[-1].taken

@@ -30,6 +30,8 @@ def print_report(report: RunReport) -> None:
         f"{report.summary.succeeded} of {report.summary.total} steps{sizes} in "
         f"{format_duration(report.elapsed)}; run {report.run}"
     )
+    if report.trouble:
+        out().print(Text(report.trouble, "yellow"))
     if report.summary.complete:
         out().print(Text.assemble((f"{report.operation} complete", "bold green"), f": {done}"))
         return
@@ -51,6 +53,7 @@ def as_json(report: RunReport) -> dict[str, Any]:
         "complete": report.summary.complete,
         "exit_code": report.exit_code,
         "sentence": report.summary.sentence,
+        "trouble": report.trouble,
         "elapsed": report.elapsed,
         "read": cost.read,
         "new": cost.new,

@@ -38,7 +38,7 @@ def save(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
     """Save one component into the VM's session."""
     (name,), component = step.vms, _component(step)
     session = run.session(name)
-    parent = run.parent(name)
+    parent = run.parent(name, component)
     saved = open_component(name, run.file.fleet.vms[name], component).save(
         SaveContext(
             name=name,
@@ -130,7 +130,7 @@ def _component(step: Step) -> str:
 
 def _point(run: Run, name: str, saved: dict[str, SavedComponent], missing: dict[str, str]) -> Point:
     taken = run.snapshot_of(name)
-    parent = run.parent(name)
+    parents = [parent.session for component in saved if (parent := run.parent(name, component))]
     return Point(
         vm=name,
         session=run.session(name).id,
@@ -143,7 +143,7 @@ def _point(run: Run, name: str, saved: dict[str, SavedComponent], missing: dict[
         definition=taken.machines[name].definition,
         components=saved,
         missing=missing,
-        parent=parent.session if parent else None,
+        parent=max(parents, default=None),
         instructions=_INSTRUCTIONS.format(vm=name, fleet=run.file.fleet.fleet),
         fleet_file=run.file.text,
     )

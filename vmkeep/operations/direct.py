@@ -75,9 +75,7 @@ def run_direct(request: Request, *, observer: Observer | None = None, resume: st
     """
     run = lifecycle.begin(request) if resume is None else lifecycle.resume(request, resume)
     with run:
-        report = carry_out(run, observer=observer)
-        lifecycle.finish(run, report)
-    return report
+        return lifecycle.finish(run, carry_out(run, observer=observer))
 
 
 def carry_out(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -54,11 +55,11 @@ def resume(request: Request, run_id: str) -> Run:
     return run
 
 
-def finish(run: Run, report: RunReport) -> str | None:
+def finish(run: Run, report: RunReport) -> RunReport:
     """Write the record of a backup into the repository, and drop what is not needed any more.
 
     Returns:
-        Why the record could not be written, if so; the recovery points are not affected.
+        The report, with the trouble there was, if any.
     """
     trouble = _record(run, report) if report.operation == "backup" else None
     if report.summary.complete:
@@ -67,7 +68,7 @@ def finish(run: Run, report: RunReport) -> str | None:
         run.close()
         for old in [*dead_runs(run.file.fleet.fleet)][_KEPT:]:
             shutil.rmtree(old, ignore_errors=True)
-    return trouble
+    return replace(report, trouble=trouble)
 
 
 def _record(run: Run, report: RunReport) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmkeep.errors import IntegrityError, PartialError, TemporaryError, VmkeepError
+from vmkeep.errors import IntegrityError, PartialError, VmkeepError
 from vmkeep.planning import State
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class RunReport:
     """Wall time of each step that ran."""
     elapsed: float
     errors: Mapping[str, BaseException] = field(default_factory=dict)
+    trouble: str | None = None
+    """Why the run's record could not be written, if so; the recovery points are not affected."""
 
     @property
     def exit_code(self) -> int:
@@ -59,8 +61,3 @@ class RunReport:
             return PartialError.exit_code
         codes = [error.exit_code for error in self.errors.values() if isinstance(error, VmkeepError)]
         return codes[0] if codes else 1
-
-    @property
-    def temporary(self) -> bool:
-        """Whether all that failed may succeed when it is tried again."""
-        return bool(self.errors) and all(isinstance(e, TemporaryError) for e in self.errors.values())

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from vmkeep.hypervisors.base import Hypervisor
     from vmkeep.repository import Point, Repository, Session
 
+_PARENTS: Final = 8
+"""How many recovery points are looked through for one that holds a component."""
+
 _open_runs: Final[dict[Path, Run]] = {}
 _open_lock: Final = threading.Lock()
 
@@ -78,7 +81,7 @@ class Run:
         self._sessions: dict[str, Session] = {}
         self._files: dict[str, GuestFiles] = {}
         self._points: dict[str, Point] = {}
-        self._parents: dict[str, Point | None] = {}
+        self._parents: dict[str, list[Point]] = {}
         self._lock = self._take()
         with _open_lock:
             _open_runs[folder] = self
@@ -186,13 +189,17 @@ class Run:
                 self._points[vm] = self.repository.point(vm, self.chosen[vm])
             return self._points[vm]
 
-    def parent(self, vm: str) -> Point | None:
-        """Return the VM's newest recovery point of an earlier run: what is as in it is not stored again."""
+    def parent(self, vm: str, component: str) -> Point | None:
+        """Return the VM's newest recovery point of an earlier run that holds *component*.
+
+        What is as in it is neither read nor stored again.
+        """
         with self._mutex:
             if vm not in self._parents:
-                infos = self.repository.list_points(vm)
-                self._parents[vm] = self.repository.point(vm, infos[-1].session) if infos else None
-            return self._parents[vm]
+                # Old ones would only save a little reading, and each costs a request.
+                infos = self.repository.list_points(vm)[-_PARENTS:]
+                self._parents[vm] = [self.repository.point(vm, info.session) for info in reversed(infos)]
+            return next((point for point in self._parents[vm] if component in point.components), None)
 
     def selected(self, vm: str) -> list[str]:
         """Return the components of *vm* that this run saves, in restore order."""

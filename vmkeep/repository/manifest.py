@@ -46,7 +46,7 @@ class Stats:
     read: int = 0
     """Read from the source (holes are never read)."""
     new: int = 0
-    """Of these, bytes that the repository did not have yet."""
+    """Bytes of chunks that the repository did not have yet; a chunk counts whole, with the holes in it."""
     stored: int = 0
     """What the new bytes take in packs, compressed and encrypted."""
     seconds: float = 0.0
