@@ -132,7 +132,7 @@ class Demo:
         """Restore what web1 needs and web1, whole disks, each machine checked before the next."""
         self.terminal.say("web1 needs app1, which needs db1; whole disks, and with them all that is on them")
         report = self.terminal.vmkeep_json(
-            "restore", "web1", "--with-dependencies", "--kind", "os", "--overwrite", file="restore.json"
+            "restore", "web1", "--with-dependencies", "--overwrite", file="restore.json"
         )
         self.terminal.result(
             f"db1, app1, web1 restored and healthy: {format_size(report['read'])} of disks "
@@ -170,9 +170,7 @@ class Demo:
 
     def _restore_copy(self) -> None:
         first, _ = self.runs
-        self.terminal.vmkeep(
-            "restore", "app1", "--kind", "os", "--run", first, "--as", "app1=app1-before", "--direct"
-        )
+        self.terminal.vmkeep("restore", "app1", "--run", first, "--as", "app1=app1-before", "--direct")
         found = proof.disks_of(Guest(self.fleet, "app1", name="app1-before"))
         if list(found.values()) != list(self.old_disks.values()):
             raise DemoError("app1-before is not what app1 was at the first backup")

@@ -12,7 +12,9 @@ from vmkeep.operations import backup, direct, lifecycle, repositories, steps
 from vmkeep.operations.run import Run, state_folder
 from vmkeep.planning import State, Verb
 from vmkeep.testing.faults import Fault
-from vmkeep.testing.site import FLEET, faulty
+from vmkeep.testing.guests import Volume, build_disk
+from vmkeep.testing.site import FLEET, Site, faulty
+from vmkeep.units import MiB
 
 pytestmark = pytest.mark.integration
 
@@ -33,6 +35,47 @@ def test_what_was_saved_is_restored_byte_for_byte(site):
     assert site.run("restore", overwrite=True).exit_code == 0
 
     assert {(vm, disk): site.digest(vm, disk) for vm, disk in before} == before
+
+
+def test_files_that_come_with_the_disks_are_not_written_over_them_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "state"))
+    site = with_files(tmp_path / "site")
+    site.run("backup")
+    before = site.digest("db1")
+
+    report = site.run("restore", overwrite=True)
+
+    assert [step for step in ran(report) if step.startswith("restore ")] == ["restore db1/os"]
+    assert "with its disks come filesystems.exports" in report.steps["configure db1"].text
+    assert site.digest("db1") == before
+    assert "restore db1/filesystems.exports" in ran(
+        site.run("restore", targets=["db1/filesystems"], overwrite=True)
+    )
+
+
+def with_files(folder):
+    tree = folder / "tree"
+    (tree / "srv").mkdir(parents=True)
+    (tree / "srv" / "hello").write_text("hello")
+    (tree / "etc").mkdir()
+    (tree / "etc" / "fstab").write_text("")
+    site = Site(folder, text=FILES)
+    site.image("db1").unlink()
+    build_disk(site.image("db1"), [Volume(tree, size=32 * MiB)])
+    return site
+
+
+FILES = """\
+version: 1
+fleet: site
+repository: {store: ./repository, key: {file: ./key}}
+hypervisors: {shelf: {driver: images, path: ./images}}
+defaults: {hypervisor: shelf}
+vms:
+  db1:
+    disks: [{name: root, size: 34MiB, format: raw}]
+    components: {os: {}, filesystems: {exports: {path: /srv}}}
+"""
 
 
 def test_a_second_backup_stores_only_what_changed(site):

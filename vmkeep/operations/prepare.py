@@ -14,11 +14,11 @@ from vmkeep.operations.support import require_supported
 from vmkeep.planning import Facts, Plan, plan_backup, plan_configure, plan_restore, plan_verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from vmkeep.fleet import FleetFile, Selection
+    from vmkeep.fleet import VM, FleetFile, Selection
     from vmkeep.operations.request import Request
-    from vmkeep.repository import Repository, SavedComponent
+    from vmkeep.repository import Point, Repository, SavedComponent
 
 
 def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
@@ -98,12 +98,32 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
         raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
     with repositories.open_repository(file) as repository:
         points = choose_points(file.fleet, selection, repository, request)
-        known = facts(file, selection, repository, whole=True)
+        written = fleets.Selection(
+            {
+                name: not_on_disks(file.fleet.vms[name], repository.point(name, points[name]), components)
+                for name, components in selection.components.items()
+            }
+        )
+        known = facts(file, written, repository, whole=True)
     for name in selection.vms:
         hypervisor = file.fleet.vms[name].hypervisor
         driver = open_hypervisor(hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent)
         require_free(driver, name, request)
-    return plan_restore(file.fleet, selection, known), points
+    return plan_restore(file.fleet, written, known), points
+
+
+def not_on_disks(vm: VM, point: Point, components: Sequence[str]) -> tuple[str, ...]:
+    """Return the components to write: without those that come along with the VM's disks.
+
+    When all disks of a VM that was powered off are restored from one point, its files and databases are on
+    them already, at the same moment. Writing them again would cost time, and the disks would no longer
+    equal their source.
+    """
+    whole = tuple(one for one in components if one in point.components and point.components[one].disks)
+    restored = {disk for one in whole for disk in point.components[one].disks}
+    if point.consistency == "powered-off" and restored and restored >= {disk.name for disk in vm.disks}:
+        return whole
+    return tuple(components)
 
 
 def _verify(file: FleetFile, request: Request, selection: Selection) -> tuple[Plan, dict[str, str]]:

@@ -46,7 +46,10 @@ def create(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport
     (name,) = step.vms
     point = run.point(name)
     run.hypervisor_of(name).create(run.target(name), point.definition, overwrite=run.request.overwrite)
-    return StepReport(f"as in {point.session} of {point.taken}")
+    written = {one.component for one in run.plan.steps.values() if one.vms == step.vms and one.component}
+    along = sorted(set(point.components) - written)
+    also = f"; with its disks come {', '.join(along)}" if along else ""
+    return StepReport(f"as in {point.session} of {point.taken}{also}")
 
 
 def write(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
