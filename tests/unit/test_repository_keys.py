@@ -2,11 +2,19 @@
 
 import json
 import stat
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from vmkeep.errors import AccessError, InputError, IntegrityError, NotFoundError, UnsupportedError
-from vmkeep.repository import Repository, Secret, generate_key_file, read_key_file, read_key_variable
+from vmkeep.repository import (
+    Repository,
+    Secret,
+    generate_key_file,
+    list_slots,
+    read_key_file,
+    read_key_variable,
+)
 from vmkeep.repository.format import Format
 from vmkeep.stores import MemoryStore
 from vmkeep.testing.faults import Fault, FaultyStore, Killed, at
@@ -92,6 +100,98 @@ def test_a_second_slot_opens_the_same_repository(tmp_path):
     assert Repository.open(store, KEY, slot="default").keys == opened.keys
     with pytest.raises(InputError, match="slot 'emergency' exists in memory"):
         repository.add_slot("emergency", KEY)
+
+
+def with_slots(**secrets):
+    """A repository with a slot of each name besides `default`, which KEY opens."""
+    store = MemoryStore()
+    repository = small_repository(store)
+    for name, secret in secrets.items():
+        repository.add_slot(name, secret)
+    return store, repository
+
+
+def test_slots_tell_what_opens_them_and_when_they_were_made():
+    store, _ = with_slots(safe=Secret.passphrase("in the safe"))
+
+    slots = {slot.name: slot for slot in list_slots(store)}
+
+    assert {name: slot.kind for name, slot in slots.items()} == {"default": "key", "safe": "passphrase"}
+    age = datetime.now(UTC) - datetime.fromisoformat(slots["safe"].made)
+    assert timedelta(0) <= age < timedelta(minutes=1)
+
+
+def test_a_key_that_opens_none_of_several_slots_is_told_so():
+    store, _ = with_slots(safe=Secret.passphrase("in the safe"))
+
+    with pytest.raises(AccessError, match=r"opens none of the 2 slots .*\(default, safe\)"):
+        Repository.open(store, Secret.passphrase("in the sofa"))
+
+
+def test_a_key_is_replaced_without_encrypting_anything_again(tmp_path):
+    new = Secret.key(b"n" * 32)
+    store, repository = with_slots(second=new)
+    saved = backup(repository, tmp_path / "s", {"root": b"x" * 9000})
+    before = {info for info in store.list() if not info.key.startswith("keys/")}
+
+    assert Repository.open(store, new).remove_slot("default", new) == "second"
+
+    assert contents(Repository.open(store, new), saved) == {"root": b"x" * 9000}
+    assert {info for info in store.list() if not info.key.startswith("keys/")} == before
+    with pytest.raises(AccessError, match="wrong key"):
+        Repository.open(store, KEY)
+
+
+def test_the_last_slot_that_is_known_to_work_is_never_removed():
+    store, repository = with_slots(safe=Secret.passphrase("in the safe"))
+
+    with pytest.raises(InputError, match="'default' stays: the key at hand opens no other slot"):
+        repository.remove_slot("default", KEY)
+
+    assert [slot.name for slot in list_slots(store)] == ["default", "safe"]
+
+
+def test_a_damaged_slot_does_not_count_as_one_that_stays():
+    store, repository = with_slots(copy=KEY)
+    store._objects["keys/copy"] = store._objects["keys/copy"].replace(b'"salt":"', b'"salt":"0')
+
+    with pytest.raises(InputError, match="opens no other slot"):
+        repository.remove_slot("default", KEY)
+
+    assert [slot.kind for slot in list_slots(store)] == ["unknown", "key"]
+    assert repository.remove_slot("copy", KEY) == "default"
+
+
+def test_two_who_remove_each_others_slots_at_once_do_not_lock_everybody_out():
+    other = Secret.key(b"o" * 32)
+    store, repository = with_slots(other=other)
+
+    class Raced(FaultyStore):
+        """At our deletion, the other one deletes the slot that we keep."""
+
+        def delete(self, key):
+            store.delete("keys/default")
+            store.delete(key)
+
+    repository.store = Raced(store, lambda _: None)
+    repository.remove_slot("other", KEY)
+
+    assert Repository.open(store, KEY).slots_opened_by(KEY) == ["default"]
+
+
+def test_a_lost_or_damaged_slot_is_no_disaster(tmp_path):
+    store, repository = with_slots(safe=Secret.passphrase("in the safe"))
+    saved = backup(repository, tmp_path / "s", {"root": b"x"})
+    store.delete("keys/default")
+
+    assert contents(Repository.open(store, Secret.passphrase("in the safe")), saved) == {"root": b"x"}
+
+
+def test_a_slot_that_is_not_there_cannot_be_removed():
+    _, repository = with_slots()
+
+    with pytest.raises(NotFoundError, match="no key slot 'sofa'; it has default"):
+        repository.remove_slot("sofa", KEY)
 
 
 def test_a_repository_is_made_once():

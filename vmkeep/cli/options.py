@@ -45,6 +45,14 @@ Points = Annotated[
         "--point", metavar="VM=SESSION", help="Use this recovery point of a VM. Its beginning is enough."
     ),
 ]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A key file (see 'vmkeep key new'), or a passphrase in one."),
+]
+PassphraseVariable = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The environment variable that holds the passphrase, or a key's text."),
+]
 
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  (as typer calls it)

@@ -6,6 +6,7 @@ from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.repository import PackFault, Repository
 from vmkeep.repository.secret import Secret, generate_key_file, parse_secret, read_key_file, read_key_variable
 from vmkeep.repository.session import Session
+from vmkeep.repository.slots import Slot, list_slots
 from vmkeep.repository.verify import Damage, Place, VerifyReport
 
 __all__ = [
@@ -21,10 +22,12 @@ __all__ = [
     "SavedDisk",
     "Secret",
     "Session",
+    "Slot",
     "Stats",
     "StreamRef",
     "VerifyReport",
     "generate_key_file",
+    "list_slots",
     "parse_secret",
     "read_key_file",
     "read_key_variable",

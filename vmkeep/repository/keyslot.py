@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
@@ -36,7 +37,9 @@ def wrap(master: bytes, secret: Secret, slot: str, format_object: bytes, *, cost
         way = {"derivation": "scrypt", "n": cost, "r": 8, "p": 1}
     cipher = AESGCM(_stretch(secret, salt, way))
     inside = master + hashlib.sha256(format_object).digest()
-    record = {**way, "salt": salt.hex(), "wrapped": cipher.encrypt(_NONCE, inside, _binding(slot)).hex()}
+    wrapped = cipher.encrypt(_NONCE, inside, _binding(slot))
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    record = {**way, "made": made, "salt": salt.hex(), "wrapped": wrapped.hex()}
     return _encode({**record, "check": _check(record)})
 
 
@@ -62,6 +65,16 @@ def unwrap(data: bytes, secret: Secret, slot: str, format_object: bytes) -> byte
     if inside[KEY_SIZE:] != hashlib.sha256(format_object).digest():
         raise IntegrityError("the repository's format object is damaged: it is not the one that was written")
     return inside[:KEY_SIZE]
+
+
+def describe(data: bytes, slot: str) -> tuple[str, str | None]:
+    """Return what opens the slot, `key` or `passphrase`, and when it was made (UTC, ISO 8601) if it says so.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    record = _decode(data, slot)
+    return "key" if record["derivation"] == "hkdf" else "passphrase", record.get("made")
 
 
 def _stretch(secret: Secret, salt: bytes, way: dict[str, Any]) -> bytes:

@@ -6,8 +6,8 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vmkeep.errors import AccessError, ConflictError, InputError, IntegrityError, NotFoundError
-from vmkeep.repository import keyslot, layout, sealed
+from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
+from vmkeep.repository import keyslot, layout, sealed, slots
 from vmkeep.repository.begin import begin
 from vmkeep.repository.chunks import Chunks
 from vmkeep.repository.committed import CommittedIndex, PointInfo, list_points
@@ -87,9 +87,9 @@ class Repository:
             data = store.get(layout.FORMAT)
         format_ = Format.decode(data)
         master = secrets.token_bytes(KEY_SIZE)
-        slots = [info.key for info in store.list(layout.KEYS)]
+        taken = slots.names(store)
         wrapped = keyslot.wrap(master, secret, slot, data)
-        if slots or not _put_own(store, layout.key_slot(slot), wrapped):
+        if taken or not _put_own(store, layout.key_slot(slot), wrapped):
             raise InputError(f"{store.url} holds a repository already; open it, or use another place")
         return cls(store, format_, master, cache=cache)
 
@@ -114,7 +114,7 @@ class Repository:
             raise NotFoundError(f"{store.url} holds no repository; make one with 'vmkeep init'") from None
         format_ = Format.decode(data)
         format_.require("read")
-        master = _unwrap(store, secret, slot, data)
+        master = slots.unlock(store, secret, slot, data)
         return cls(store, format_, master, cache=cache)
 
     def add_slot(self, slot: str, secret: Secret) -> None:
@@ -126,6 +126,21 @@ class Repository:
         wrapped = keyslot.wrap(self._master, secret, slot, self.store.get(layout.FORMAT))
         if not _put_own(self.store, layout.key_slot(slot), wrapped):
             raise InputError(f"the key slot {slot!r} exists in {self.store.url}; choose another name")
+
+    def slots_opened_by(self, secret: Secret) -> list[str]:
+        """Return the names of the key slots that *secret* opens."""
+        return slots.opened_by(self.store, secret, self.store.get(layout.FORMAT))
+
+    def remove_slot(self, slot: str, secret: Secret) -> str:
+        """Take a secret's access away, and return the name of a slot that stays and that *secret* opens.
+
+        What the removed slot's secret opened before can still be opened with a copy of the slot.
+
+        Raises:
+            InputError: *secret* opens no other slot: the last one known to work is never removed.
+            NotFoundError: there is no such slot.
+        """
+        return slots.remove_slot(self.store, slot, secret, self.store.get(layout.FORMAT))
 
     def begin(
         self, *, vm: str, run: str, spool: Path, fleet: str = "", spool_limit: int = SPOOL_LIMIT
@@ -316,16 +331,3 @@ class Repository:
 def _put_own(store: Store, key: str, body: bytes) -> bool:
     """Put a body that nobody else can have; one that is there already is ours, and its answer was lost."""
     return store.put_if_absent(key, body) or store.get(key) == body
-
-
-def _unwrap(store: Store, secret: Secret, slot: str | None, format_object: bytes) -> bytes:
-    """Return the master key from the slot that *secret* opens."""
-    slots = [info.key.removeprefix(layout.KEYS) for info in store.list(layout.KEYS)]
-    failure: Exception = NotFoundError(f"{store.url} has no key slots: the repository cannot be opened")
-    for name in [slot] if slot is not None else slots:
-        try:
-            return keyslot.unwrap(store.get(layout.key_slot(name)), secret, name, format_object)
-        except (AccessError, IntegrityError) as error:
-            # Damage is worth more to know than a slot that is another's.
-            failure = failure if isinstance(failure, IntegrityError) else error
-    raise failure

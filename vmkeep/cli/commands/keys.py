@@ -1,0 +1,81 @@
+"""Commands about who may use the repository: `key`, `policy`."""
+
+# ruff: noqa: PLC0415  (a command imports what it needs when it runs: see the package)
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vmkeep.cli import options
+from vmkeep.cli.options import examples
+
+Name = Annotated[str, typer.Argument(metavar="SLOT", help="The slot's name.", show_default=False)]
+
+
+def new(file: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)]) -> None:
+    """Make a key file, for its owner only. It opens nothing until it is added."""
+    from vmkeep.cli.key import new as carry_out
+
+    carry_out(file)
+
+
+def list_all(fleet: options.Fleet = options.FLEET_FILE, *, json: options.Json = False) -> None:
+    """List the key slots, what opens each, and when it was made. Needs no key."""
+    from vmkeep.cli.key import list_all as carry_out
+
+    carry_out(fleet, as_json=json)
+
+
+def add(
+    slot: Name,
+    key_file: options.KeyFile = None,
+    passphrase_env: options.PassphraseVariable = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+) -> None:
+    """Let another key file or passphrase open the repository too; asks for a passphrase by default."""
+    from vmkeep.cli.key import add as carry_out
+
+    carry_out(fleet, slot, key_file, passphrase_env)
+
+
+def remove(
+    slot: Name,
+    key_file: options.KeyFile = None,
+    passphrase_env: options.PassphraseVariable = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+) -> None:
+    """Remove a slot. The key at hand (the fleet's, by default) must open another one, which stays."""
+    from vmkeep.cli.key import remove as carry_out
+
+    carry_out(fleet, slot, key_file, passphrase_env)
+
+
+def check(
+    key_file: options.KeyFile = None,
+    passphrase_env: options.PassphraseVariable = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Try a key: the fleet's by default, or the copy from the safe."""
+    from vmkeep.cli.key import check as carry_out
+
+    carry_out(fleet, key_file, passphrase_env, as_json=json)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these commands to the program."""
+    key = typer.Typer(help="Say which keys and passphrases open the repository.", no_args_is_help=True)
+    key.command(epilog=examples("vmkeep key new emergency.key"))(new)
+    key.command("list", epilog=examples("vmkeep key list", "vmkeep key list --json"))(list_all)
+    key.command(
+        epilog=examples(
+            "vmkeep key add safe",
+            "vmkeep key add emergency --key-file emergency.key",
+            "vmkeep key add safe --passphrase-env SAFE_PASSPHRASE",
+        )
+    )(add)
+    key.command(epilog=examples("vmkeep key remove emergency"))(remove)
+    key.command(epilog=examples("vmkeep key check", "vmkeep key check --key-file emergency.key"))(check)
+    app.add_typer(key, name="key")

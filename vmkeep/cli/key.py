@@ -1,0 +1,111 @@
+"""`vmkeep key`: which secrets open the repository."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from rich.table import Table
+from rich.text import Text
+
+from vmkeep.cli import secret as secrets
+from vmkeep.cli.console import local_time, out, print_json, print_table, warn
+from vmkeep.cli.fleet_file import load
+from vmkeep.operations import repositories
+from vmkeep.repository import Repository, generate_key_file, list_slots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmkeep.repository import Secret, Slot
+
+_KINDS: Final = {"key": "a key file", "passphrase": "a passphrase"}
+
+
+def new(path: Path) -> None:
+    """Make a key file.
+
+    Raises:
+        InputError: it exists.
+    """
+    generate_key_file(path)
+    out().print(
+        f"made the key {path}; it opens nothing until 'vmkeep key add NAME --key-file {path}'", markup=False
+    )
+    warn("keep a copy of it elsewhere")
+
+
+def list_all(fleet: Path, *, as_json: bool) -> None:
+    """Print the key slots; needs no key."""
+    store = repositories.store_of(load(fleet))
+    try:
+        slots = list_slots(store)
+    finally:
+        store.close()
+    if as_json:
+        print_json([asdict(slot) for slot in slots])
+    elif slots:
+        print_table(_table(slots))
+    else:
+        out().print(f"{store.url} holds no repository; make one with 'vmkeep init'", markup=False)
+
+
+def add(fleet: Path, slot: str, key_file: Path | None, variable: str | None) -> None:
+    """Let another secret open the repository too.
+
+    Raises:
+        InputError: the slot exists, or no secret was given.
+        AccessError: the fleet's own key does not open the repository.
+    """
+    with repositories.open_repository(load(fleet)) as repository:
+        added = secrets.given(key_file, variable) or secrets.ask(f"New passphrase of slot {slot}", again=True)
+        repository.add_slot(slot, added)
+        url = repository.store.url
+    out().print(f"slot {slot} opens {url} from now on; 'vmkeep key check' tries a key", markup=False)
+
+
+def remove(fleet: Path, slot: str, key_file: Path | None, variable: str | None) -> None:
+    """Take a secret's access away.
+
+    Raises:
+        InputError: the key at hand opens no other slot.
+        NotFoundError: there is no such slot.
+    """
+    repository, secret = _open(fleet, key_file, variable)
+    with repository:
+        kept = repository.remove_slot(slot, secret)
+        url = repository.store.url
+    out().print(f"removed slot {slot} of {url}; the key at hand opens slot {kept}, which stays", markup=False)
+
+
+def check(fleet: Path, key_file: Path | None, variable: str | None, *, as_json: bool) -> None:
+    """Say which slots a secret opens.
+
+    Raises:
+        AccessError: it opens none.
+    """
+    repository, secret = _open(fleet, key_file, variable)
+    with repository:
+        opened = repository.slots_opened_by(secret)
+        url = repository.store.url
+    if as_json:
+        print_json({"store": url, "opens": opened})
+    else:
+        out().print(f"this key opens {url}: slot {', '.join(opened)}", markup=False)
+
+
+def _open(fleet: Path, key_file: Path | None, variable: str | None) -> tuple[Repository, Secret]:
+    """Open the repository with the secret that was given, by default the fleet's own."""
+    file = load(fleet)
+    secret = secrets.given(key_file, variable) or repositories.secret_of(file)
+    return Repository.open(repositories.store_of(file), secret), secret
+
+
+def _table(slots: list[Slot]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("SLOT", "OPENS WITH", "MADE"):
+        table.add_column(name, overflow="fold")
+    for slot in slots:
+        kind = Text("DAMAGED", "bold red") if slot.damage else Text(_KINDS[slot.kind])
+        table.add_row(slot.name, kind, local_time(slot.made) if slot.made else "not recorded")
+    return table
