@@ -30,7 +30,7 @@ def run_flow(request: Request, *, observer: Observer | None = None, resume: str 
     reports: list[RunReport] = []
     file = fleets.load(request.fleet)
     flow = generate(file, request.operation, observer=observer, resume=resume, ended=reports.append)
-    # The form offers whole VMs; a request may also name `db1/databases` or `web*`. It is checked all the same.
+    # The form offers whole VMs; a request may also name `db1/databases` or `web*`: it is checked by itself.
     flow = flow.with_options(validate_parameters=False)
     state = flow(**parameters(request), return_state=True)
     if reports:
