@@ -1,5 +1,6 @@
 """Flows generated from a fleet, run by a real Prefect engine and server."""
 
+import threading
 import time
 
 import pytest
@@ -175,6 +176,8 @@ def test_an_upload_is_retried_without_reading_the_vm_again(site, monkeypatch):
 
     def once(request):
         if request.key.startswith("packs/") and request.verb == "put":
+            if threading.current_thread().name.startswith("vmkeep-upload"):
+                return Fault.AWAY  # nobody waits for what is put in the background
             seen.append(request)
             return Fault.AWAY if len(seen) == 1 else None
         return None

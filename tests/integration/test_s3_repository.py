@@ -2,9 +2,14 @@
 
 import contextlib
 import dataclasses
+import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -133,3 +138,39 @@ def test_a_lost_answer_is_repeated_and_the_callers_read_back(seaweed, url, store
     assert proxy.cut == 3
     assert contents(Repository.open(store, KEY), saved) == DISK
     assert len(Repository.open(store, KEY).points()) == 1
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from vmkeep.repository import Repository
+from vmkeep.stores import S3Options, open_store
+from vmkeep.testing.repositories import KEY, BytesDisk
+url, endpoint, access, secret, folder = sys.argv[1:]
+store = open_store(url, s3=S3Options(endpoint, "us-east-1", access_key=access, secret_key=secret))
+session = Repository.open(store, KEY).begin(vm="db1", run="run-1", spool=Path(folder, "spool"))
+session.save_disk(BytesDisk(Path(folder, "disk").read_bytes()))
+"""
+
+
+def test_a_process_that_is_killed_while_it_uploads_in_the_background_is_continued(
+    seaweed, url, store, tmp_path
+):
+    Repository.init(store, KEY)
+    content = random.Random(5).randbytes(4 * MiB) * 2 + random.Random(6).randbytes(200 * MiB)
+    (tmp_path / "disk").write_bytes(content)
+    options = seaweed.options
+    arguments = [url, options.endpoint_url, options.access_key, options.secret_key, str(tmp_path)]
+
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments]) as process:
+        while process.poll() is None and not list(store.list("packs/")):
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+    before = {info.key for info in store.list("packs/")}
+
+    with Repository.open(store, KEY) as repository:
+        saved = backup(repository, tmp_path / "spool", {"root": content})
+        assert before
+        assert saved.stats.new < len(content) - 40 * MiB
+        assert contents(repository, saved) == {"root": content}
+        assert repository.check_objects() == []

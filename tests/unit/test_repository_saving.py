@@ -12,6 +12,7 @@ from vmkeep.disks.device import Extent
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from vmkeep.repository import Repository, SavedComponent
 from vmkeep.stores import DirectoryStore, MemoryStore
+from vmkeep.testing.faults import Fault, FaultyStore
 from vmkeep.testing.repositories import (
     CHUNK,
     KEY,
@@ -317,19 +318,27 @@ def test_a_point_says_all_that_it_was_given(repository, tmp_path):
     assert again.sealed
 
 
-def test_a_component_that_was_not_recorded_or_uploaded_is_never_sealed(session):
-    ref, _ = session.save_disk(BytesDisk(noise(9000)))
-    component = SavedComponent("os", {"root": ref})
+def test_a_component_that_was_not_recorded_or_uploaded_is_never_sealed(repository, tmp_path):
+    away = True
 
-    with pytest.raises(IntegrityError, match="not recorded"):
-        session.seal(point({"os": component}))
-    session.record(component)
-    assert not session.uploaded("os")
-    with pytest.raises(IntegrityError, match="not uploaded"):
-        session.seal(point({"os": component}))
-    session.upload("os")
-    assert session.uploaded("os")
-    assert session.seal(point({"os": component})).complete
+    def fault(request):
+        return Fault.AWAY if away and request.key.startswith("packs/") else None
+
+    store = FaultyStore(repository.store, fault)
+    with Repository.open(store, KEY).begin(vm="db1", run="run-1", spool=tmp_path / "spool") as session:
+        ref, _ = session.save_disk(BytesDisk(noise(9000)))
+        component = SavedComponent("os", {"root": ref})
+
+        with pytest.raises(IntegrityError, match="not recorded"):
+            session.seal(point({"os": component}))
+        session.record(component)
+        assert not session.uploaded("os")
+        with pytest.raises(IntegrityError, match="not uploaded"):
+            session.seal(point({"os": component}))
+        away = False
+        session.upload("os")
+        assert session.uploaded("os")
+        assert session.seal(point({"os": component})).complete
 
 
 def test_a_void_session_leaves_no_point_and_no_spool(repository, tmp_path):

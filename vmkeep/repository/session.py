@@ -169,6 +169,9 @@ class Session:
     def upload(self, component: str | None = None) -> None:
         """Put what is not in the store yet: for one recorded component, or all that is in finished packs.
 
+        Finished packs are put in the background all the time; this waits for the rest, and tries again
+        what went wrong.
+
         Raises:
             TemporaryError: the store is away; a second call continues, and nothing is read again.
             NotFoundError: the component was not recorded.
@@ -224,6 +227,7 @@ class Session:
     def close(self) -> None:
         """Leave the session; the spool keeps it for the next `begin`. A second call does nothing."""
         self._packer.abandon()
+        self._uploads.stop()
         self._spool.close()
 
     def __enter__(self) -> Self:
@@ -236,8 +240,7 @@ class Session:
 
     def _finished(self, pack: PackInfo) -> None:
         self._uploads.add(pack)
-        if self._uploads.waiting > self._limit:
-            self._uploads.upload()
+        self._uploads.make_room(self._limit)
 
     def _inheritable(self, leaf: bytes) -> bool:
         if not self._packer.has(leaf):
@@ -303,5 +306,6 @@ class Session:
     def _discard(self) -> None:
         """Leave the repository and drop the spool: the session is decided."""
         self._packer.abandon()
+        self._uploads.stop()
         leave(self._repository.store, self.id)
         self._spool.remove()
