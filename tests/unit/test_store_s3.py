@@ -93,7 +93,6 @@ def test_a_conflict_that_does_not_end_is_temporary(scripted):
 @pytest.mark.parametrize(
     ("status", "code", "error"),
     [
-        (403, "AccessDenied", AccessError),
         (403, "SignatureDoesNotMatch", AccessError),
         (403, "InvalidAccessKeyId", AccessError),
         (404, "NoSuchKey", NotFoundError),
@@ -107,6 +106,28 @@ def test_an_answer_says_what_to_do_next(scripted, status, code, error):
 
     with pytest.raises(error, match="cannot read s3://bucket/prod/format at http"):
         store.get("format")
+
+
+LISTING = b"<ListBucketResult>%b</ListBucketResult>"
+LISTED = LISTING % b"<Contents><Key>prod/format</Key><Size>1</Size></Contents>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((200, None, LISTED), AccessError),
+        ((200, None, LISTING % b""), NotFoundError),
+        ((403, "AccessDenied"), AccessError),
+    ],
+    ids=["it is there", "it is not there", "who knows"],
+)
+def test_what_is_denied_is_looked_up_in_the_listing(scripted, answer, error):
+    store, server = scripted((403, "AccessDenied"), answer)
+
+    with pytest.raises(error):
+        store.get("format")
+
+    assert "prefix=prod%2Fformat" in server.requests[1][1]
 
 
 def test_an_object_that_is_cut_off_is_temporary(scripted):

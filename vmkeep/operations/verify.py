@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import IntegrityError, NotFoundError
+from vmkeep.errors import AccessError, IntegrityError, NotFoundError
 from vmkeep.operations.report import StepReport
 from vmkeep.units import MiB, format_size
 
@@ -32,7 +32,23 @@ def verify_new(run: Run, step: Step, progress: Callable[[int], None]) -> StepRep
     points = [point for point in run.repository.points(name) if point.run == run.id]
     if not points:
         raise NotFoundError(f"VM {name}: the recovery point of run {run.id} is not in the repository")
-    return _verify(run, points[-1], _share_of_new(points[-1]), progress)
+    try:
+        return _verify(run, points[-1], _share_of_new(points[-1]), progress)
+    except AccessError as error:
+        return _unread(run, points[-1], error)
+
+
+def _unread(run: Run, point: Point, error: AccessError) -> StepReport:
+    """Check by a listing what credentials that may only write cannot read back (see `repository.roles`)."""
+    faults = run.repository.check_objects()
+    if faults:
+        packs = ", ".join(fault.pack for fault in faults[:_SHOWN])
+        raise IntegrityError(f"VM {point.vm}: {len(faults)} packs are missing or cut off, such as {packs}")
+    return StepReport(
+        f"{point.session}: all packs are there with their size; NOT read back, which these credentials may "
+        "not: 'vmkeep verify' with a restorer's can",
+        details=(str(error),),
+    )
 
 
 def _share_of_new(point: Point) -> float:

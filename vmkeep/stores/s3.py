@@ -15,7 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from vmkeep.errors import AccessError, InputError, NotFoundError, TemporaryError, VmkeepError
 from vmkeep.stores.base import ObjectInfo
-from vmkeep.stores.naming import check_key
+from vmkeep.stores.naming import check_key, split_s3_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,7 @@ _DENIED: Final = {
     "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
     "InvalidToken", "AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed", "Forbidden",
 }  # fmt: skip
+_FORBIDDEN: Final = {"AccessDenied", "403", "Forbidden"}
 _MISTAKEN: Final = {"InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed"}
 
 
@@ -47,11 +48,7 @@ class S3Store:
     """
 
     def __init__(self, url: str, options: S3Options) -> None:
-        parts = urlsplit(url)
-        if not parts.netloc or "@" in parts.netloc or parts.query:
-            raise InputError(f"{url!r} is not an S3 store: write s3://bucket or s3://bucket/prefix")
-        self._bucket = parts.netloc
-        self._prefix = f"{parts.path.strip('/')}/" if parts.path.strip("/") else ""
+        self._bucket, self._prefix = split_s3_url(url)
         self._endpoint = options.endpoint_url or "AWS"
         self._client = _connect(options)
 
@@ -96,6 +93,8 @@ class S3Store:
             except ClientError as error:
                 if _code(error) in {"InvalidRange", "416"}:
                     return b""
+                if _code(error) in _FORBIDDEN and not self._listed(key):
+                    raise NotFoundError(f"{self.url}/{key}: there is no such object") from error
                 raise
             with contextlib.closing(answer["Body"]) as stream:
                 data: bytes = stream.read()
@@ -130,6 +129,17 @@ class S3Store:
 
     def _key(self, key: str) -> str:
         return self._prefix + check_key(key)
+
+    def _listed(self, key: str) -> bool:
+        """Tell whether the object is there, or may be for all we know.
+
+        S3 says "denied" of an object that is not there, unless all of the bucket may be listed. The least a
+        role needs is to list below its prefix.
+        """
+        try:
+            return any(info.key == key for info in self.list(key))
+        except VmkeepError:
+            return True
 
     def _put(self, key: str, body: bytes | Path) -> None:
         if isinstance(body, bytes):

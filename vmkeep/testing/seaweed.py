@@ -12,7 +12,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import boto3
 from botocore.config import Config
@@ -22,10 +22,14 @@ from vmkeep.errors import SourceError
 from vmkeep.stores.open import S3Options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _ACCESS: Final = "AKVMKEEPTESTS0000001"
 _SECRET: Final = "only-for-tests-on-the-loopback-device-01"  # noqa: S105  (of a throw-away server)
+USERS: Final = ("writer", "collector", "restorer")
+"""Users who may do nothing until a bucket's policy says so."""
+_POLICY_HOLDS_AFTER: Final = 0.3
+"""Seconds until a policy that was put has reached the S3 service's own memory."""
 _MASTER: Final = "[master.volume_growth]\ncopy_1 = 1\n"
 """One volume for each bucket: otherwise they run out after a few buckets."""
 _READY_WITHIN: Final = 60.0
@@ -48,10 +52,26 @@ class Seaweed:
         """How to reach it, with credentials that may do everything."""
         return S3Options(self.endpoint_url, "us-east-1", access_key=_ACCESS, secret_key=_SECRET)
 
+    def options_of(self, user: str) -> S3Options:
+        """How to reach it as one of `USERS`, who may do only what the policy of a bucket allows."""
+        access, secret = _credentials(user)
+        return S3Options(self.endpoint_url, "us-east-1", access_key=access, secret_key=secret)
+
     def new_bucket(self) -> str:
         """Create a bucket and return its name."""
         name = f"vmkeep-{secrets.token_hex(6)}"
-        client = boto3.client(
+        with contextlib.closing(self._client()) as client:
+            client.create_bucket(Bucket=name)
+        return name
+
+    def set_policy(self, bucket: str, policy: Mapping[str, Any]) -> None:
+        """Replace the policy of a bucket; returns when it holds."""
+        with contextlib.closing(self._client()) as client:
+            client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
+        time.sleep(_POLICY_HOLDS_AFTER)
+
+    def _client(self) -> Any:
+        return boto3.client(
             "s3",
             endpoint_url=self.endpoint_url,
             region_name="us-east-1",
@@ -59,11 +79,6 @@ class Seaweed:
             aws_secret_access_key=_SECRET,
             config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20),
         )
-        try:
-            client.create_bucket(Bucket=name)
-        finally:
-            client.close()
-        return name
 
 
 @contextlib.contextmanager
@@ -94,7 +109,7 @@ def _prepare(folder: Path) -> tuple[list[str], str]:
         "credentials": [{"accessKey": _ACCESS, "secretKey": _SECRET}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity, *map(_identity, USERS)]}))
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     options = {
         "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.volumeSizeLimitMB": 1024,
@@ -105,6 +120,20 @@ def _prepare(folder: Path) -> tuple[list[str], str]:
     flags = [f"-{name}={value}" for name, value in options.items()]
     command = [_binary(), "-logtostderr=true", "server", *flags, "-filer", "-s3"]
     return command, f"http://127.0.0.1:{ports['s3.port']}"
+
+
+def principal(user: str) -> str:
+    """Return the name of one of `USERS` in a policy."""
+    return f"arn:aws:iam::000000000000:user/{user}"
+
+
+def _identity(user: str) -> dict[str, Any]:
+    access, secret = _credentials(user)
+    return {"name": user, "credentials": [{"accessKey": access, "secretKey": secret}], "actions": []}
+
+
+def _credentials(user: str) -> tuple[str, str]:
+    return f"AK{user.upper():0>18}", f"only-for-tests-on-the-loopback-device-{user}"
 
 
 def _binary() -> str:

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415  (a command imports what it needs when it runs: see the package)
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -64,6 +65,41 @@ def check(
     carry_out(fleet, key_file, passphrase_env, as_json=json)
 
 
+class Role(StrEnum):
+    """Whose credentials."""
+
+    WRITER = "writer"
+    COLLECTOR = "collector"
+    RESTORER = "restorer"
+
+
+def policy(
+    role: Annotated[
+        Role,
+        typer.Option(
+            help="writer: backs up. collector: prunes. restorer: restores, verifies.", show_default=False
+        ),
+    ],
+    fleet: options.Fleet = options.FLEET_FILE,
+    principal: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ARN", help="Print a bucket policy for this user or role. Repeatable."),
+    ] = None,
+    *,
+    overwriting: Annotated[
+        bool,
+        typer.Option(
+            "--allow-overwriting",
+            help="Leave out the condition s3:if-none-match, for services that do not know it.",
+        ),
+    ] = False,
+) -> None:
+    """Print the least S3 policy that lets a role do its work in the fleet's repository. Changes nothing."""
+    from vmkeep.cli.policy import policy as carry_out
+
+    carry_out(fleet, role.value, tuple(principal or ()), conditional=not overwriting)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the program."""
     key = typer.Typer(help="Say which keys and passphrases open the repository.", no_args_is_help=True)
@@ -79,3 +115,9 @@ def add_to(app: typer.Typer) -> None:
     key.command(epilog=examples("vmkeep key remove emergency"))(remove)
     key.command(epilog=examples("vmkeep key check", "vmkeep key check --key-file emergency.key"))(check)
     app.add_typer(key, name="key")
+    app.command(
+        epilog=examples(
+            "vmkeep policy --role writer > writer.json",
+            "vmkeep policy --role restorer --principal arn:aws:iam::123456789012:user/restorer",
+        )
+    )(policy)

@@ -1,0 +1,137 @@
+"""Each role does its whole work with the rights it has, and has no others."""
+
+import pytest
+
+from vmkeep.errors import AccessError
+from vmkeep.operations.policy import Place, policy
+from vmkeep.repository import Repository
+from vmkeep.repository.roles import ROLES
+from vmkeep.stores import MemoryStore
+from vmkeep.testing.repositories import KEY, BytesDisk, backup, contents, small_repository
+from vmkeep.testing.roles import RestrictedStore
+
+CONTENT = {"root": b"r" * 90_000, "data": bytes(range(256)) * 300}
+PLACE = Place("shop", "prod/")
+
+
+@pytest.fixture
+def store():
+    store = MemoryStore()
+    small_repository(store)
+    return store
+
+
+def as_role(role, store):
+    restricted = RestrictedStore(store, ROLES[role])
+    return restricted, Repository.open(restricted, KEY)
+
+
+def test_a_writer_saves_again_and_again_without_deleting_or_reading_packs(store, tmp_path):
+    for number in range(3):
+        restricted, writer = as_role("writer", store)
+        saved = backup(
+            writer, tmp_path / "s", {**CONTENT, "new": bytes([number]) * 9000}, run=f"run-{number}"
+        )
+        writer.put_run(f"run-{number}", {"points": [saved.session]})
+
+        assert {verb for verb, _ in restricted.denied} <= {"delete"}
+    assert contents(Repository.open(store, KEY), saved) == {**CONTENT, "new": b"\2" * 9000}
+
+
+def test_a_writer_inherits_an_unchanged_disk_without_reading_packs(store, tmp_path):
+    first = backup(as_role("writer", store)[1], tmp_path / "s", CONTENT)
+    restricted, writer = as_role("writer", store)
+    parent = first.components["filesystems.root"].disks["root"]
+
+    with writer.begin(vm="db1", run="run-2", spool=tmp_path / "s") as session:
+        ref, stats = session.save_disk(BytesDisk(CONTENT["root"]), parent=parent, changed=())
+
+    assert (ref, stats.read) == (parent, 0)
+    assert [one for one in restricted.denied if one[0] == "get"] == []
+
+
+def test_a_writer_continues_what_it_began(store, tmp_path):
+    _, writer = as_role("writer", store)
+    with writer.begin(vm="db1", run="run-1", spool=tmp_path / "s") as session:
+        began = session.id
+
+    with as_role("writer", store)[1].begin(vm="db1", run="run-1", spool=tmp_path / "s") as session:
+        assert (session.id, session.resumed) == (began, True)
+
+
+def test_a_restorer_reads_everything(store, tmp_path):
+    saved = backup(Repository.open(store, KEY), tmp_path / "s", CONTENT)
+    _, restorer = as_role("restorer", store)
+
+    assert contents(restorer, restorer.point("db1")) == CONTENT
+    assert restorer.verify(saved).sound
+    assert restorer.check_objects() == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_touches_the_format_or_the_key_slots(role):
+    changed = [*ROLES[role].put, *ROLES[role].delete]
+
+    assert not {"format", "keys/"} & set(changed)
+
+
+def test_a_writer_can_neither_read_packs_nor_delete_nor_forget():
+    writer = ROLES["writer"]
+
+    assert not writer.delete
+    assert not writer.allow("get", "packs/00/00ff")
+    assert not writer.allow("put", "forgotten/20260101T000000000Z-000000000000")
+    assert not writer.allow("put", "gc/1/condemned")
+
+
+def test_a_policy_names_only_what_is_below_the_prefix():
+    resources = [
+        one for statement in policy("writer", PLACE)["Statement"] for one in [statement["Resource"]] if one
+    ]
+
+    assert resources[0] == "arn:aws:s3:::shop"
+    assert all(one.startswith("arn:aws:s3:::shop/prod/") for group in resources[1:] for one in group)
+    assert "arn:aws:s3:::shop/prod/format" in resources[1]
+
+
+def test_a_policy_allows_listing_below_the_prefix_only():
+    (listing,) = [one for one in policy("writer", PLACE)["Statement"] if one["Action"] == "s3:ListBucket"]
+
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": "prod/*"}}
+
+
+def test_a_policy_forbids_overwriting_unless_the_service_cannot_say_it():
+    def put(**how):
+        (one,) = [
+            one for one in policy("writer", PLACE, **how)["Statement"] if one["Action"] == "s3:PutObject"
+        ]
+        return one
+
+    assert put()["Condition"] == {"Null": {"s3:if-none-match": "false"}}
+    assert "Condition" not in put(conditional=False)
+
+
+def test_a_bucket_policy_names_who_gets_the_role():
+    arn = "arn:aws:iam::123456789012:user/backup"
+
+    assert {str(one["Principal"]) for one in policy("writer", PLACE, principals=[arn])["Statement"]} == {
+        str({"AWS": [arn]})
+    }
+    assert not any("Principal" in one for one in policy("writer", PLACE)["Statement"])
+
+
+@pytest.mark.parametrize(("region", "partition"), [("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")])
+def test_other_parts_of_aws_have_other_names(region, partition):
+    (first, *_) = policy("restorer", Place("shop", "", region))["Statement"]
+
+    assert first["Resource"] == f"arn:{partition}:s3:::shop"
+    assert "Condition" not in first
+
+
+def test_what_a_role_may_not_read_is_denied_only_if_it_is_there(store, tmp_path):
+    backup(Repository.open(store, KEY), tmp_path / "s", CONTENT)
+    restricted, _ = as_role("writer", store)
+    (pack, *_) = [info.key for info in store.list("packs/")]
+
+    with pytest.raises(AccessError):
+        restricted.get(pack)

@@ -1,0 +1,33 @@
+"""`vmkeep policy`: what the credentials of each role should be allowed, as JSON for S3."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmkeep import fleet as fleets
+from vmkeep.cli.console import print_json
+from vmkeep.errors import InputError
+from vmkeep.operations.policy import Place
+from vmkeep.operations.policy import policy as policy_of
+from vmkeep.stores.naming import split_s3_url
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def policy(fleet: Path, role: str, principals: Sequence[str], *, conditional: bool) -> None:
+    """Print the policy of a role for the fleet's repository; needs neither key nor credentials.
+
+    Raises:
+        InputError: the repository is not on S3.
+    """
+    config = fleets.load(fleet).fleet.repository
+    if not config.store.startswith("s3://"):
+        raise InputError(
+            f"{config.store} is a directory, and has no policies: give the folder to a user of its own; see "
+            "'Roles' in docs/security.md"
+        )
+    bucket, prefix = split_s3_url(config.store)
+    place = Place(bucket, prefix, config.s3.region if config.s3 else None)
+    print_json(policy_of(role, place, principals=principals, conditional=conditional))
