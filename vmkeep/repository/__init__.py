@@ -1,5 +1,6 @@
 """Recovery points in a store: deduplicated, compressed, encrypted; see `docs/format.md`."""
 
+from vmkeep.repository.collect import Collected
 from vmkeep.repository.committed import PointInfo
 from vmkeep.repository.manifest import DiskRef, Leaf, Point, SavedComponent, Stats, StreamRef
 from vmkeep.repository.read_disk import SavedDisk
@@ -10,6 +11,7 @@ from vmkeep.repository.slots import Slot, list_slots
 from vmkeep.repository.verify import Damage, Place, VerifyReport
 
 __all__ = [
+    "Collected",
     "Damage",
     "DiskRef",
     "Leaf",

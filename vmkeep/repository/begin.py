@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
 from vmkeep.repository.decision import Decision, decide, decode
+from vmkeep.repository.forgotten import is_forgotten
 from vmkeep.repository.presence import announce_writer, leave
 from vmkeep.repository.records import from_json, to_json
 from vmkeep.repository.session import Identity, Origin, Session
@@ -73,6 +74,12 @@ def _left_behind(repository: Repository, spool: Spool, origin: Origin) -> Identi
                 f"session {identity.session} of {origin.vm} was declared dead while it was interrupted "
                 f"({decision.reason or 'decided by another'}): nothing of it counts; back up again"
             )
+    if is_forgotten(repository.store, identity.session):
+        leave(repository.store, identity.session)
+        spool.clear()
+        raise ConflictError(
+            f"session {identity.session} of {origin.vm} sealed a point that is forgotten now: back up again"
+        )
     return identity
 
 

@@ -106,7 +106,7 @@ class Chunks:
             view = memoryview(self._store.get(layout.pack(first.pack.name), first.offset, length))
         except NotFoundError:
             for each in run:
-                yield Fetched(each.id, b"", _damaged(each, "the pack is missing"))
+                yield self._elsewhere(each)
             return
         for each in run:
             at = each.offset - first.offset
@@ -130,6 +130,14 @@ class Chunks:
                 use(fetched)
 
         for_each(read, runs)
+
+    def _elsewhere(self, gone: Location) -> Fetched:
+        """Return a chunk whose pack is gone: one that is needed again was stored anew since, in another."""
+        found = self._index(True).locate(gone.id)
+        if found is None or found.pack.name == gone.pack.name:
+            return Fetched(gone.id, b"", _damaged(gone, "the pack is missing"))
+        (fetched,) = self.each_of([found])
+        return fetched
 
     def _reader(self, name: bytes) -> PackReader:
         with self._lock:

@@ -5,24 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
+from vmkeep.repository.collections import Collections
 from vmkeep.repository.decision import VOID_SIZE
+from vmkeep.repository.forgotten import forgotten_sessions
 from vmkeep.repository.index import Index, PackInfo
 from vmkeep.repository.pack import TRAILER, PackReader, footer_length
 from vmkeep.repository.parallel import TRANSFERS, in_order
-from vmkeep.repository.records import from_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from vmkeep.repository.crypto import Keys
-    from vmkeep.stores.base import ObjectInfo, Store
+    from vmkeep.stores.base import Store
 
 INDEX_KIND: Final = "index"
 
@@ -39,27 +39,27 @@ class PointInfo:
 
 
 def list_points(store: Store, vm: str | None = None) -> list[PointInfo]:
-    """Return the recovery points, oldest first; VOID sessions are left out."""
-    prefix = layout.POINTS if vm is None else layout.decision(vm, "")
-    found = []
+    """Return the recovery points, oldest first; those that are VOID or forgotten are left out."""
+    found = list(_listed(store, layout.POINTS if vm is None else layout.decision(vm, "")))
+    gone = forgotten_sessions(store) if found else frozenset()
+    return sorted((point for point in found if point.session not in gone), key=lambda point: point.session)
+
+
+def sealed_sessions(store: Store) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the sessions that sealed a point, and those of them whose points were forgotten.
+
+    A point that was forgotten may be removed, but only behind its tombstone: so points are listed first.
+    """
+    kept = {point.session for point in _listed(store, layout.POINTS)}
+    gone = forgotten_sessions(store)
+    return frozenset(kept | gone), gone
+
+
+def _listed(store: Store, prefix: str) -> Iterator[PointInfo]:
     for info in store.list(prefix):
         name, _, session = info.key.removeprefix(layout.POINTS).partition("/")
         if info.size != VOID_SIZE and layout.is_session_id(session):
-            found.append(PointInfo(name, session, info.key, info.size))
-    return sorted(found, key=lambda point: point.session)
-
-
-def condemned_packs(store: Store, keys: Keys) -> frozenset[bytes]:
-    """Return the packs that a collection under way may delete: nothing new may count on them."""
-    records = {info.key for info in store.list(layout.CONDEMNED)}
-    packs: set[bytes] = set()
-    for key in records:
-        folder, _, name = key.rpartition("/")
-        if name == "condemned" and f"{folder}/done" not in records:
-            with contextlib.suppress(NotFoundError):  # it ended meanwhile
-                record = from_json(sealed.unseal(keys, "condemned", key, store.get(key)), key)
-                packs.update(bytes.fromhex(pack) for pack in record["packs"])
-    return frozenset(packs)
+            yield PointInfo(name, session, info.key, info.size)
 
 
 class CommittedIndex:
@@ -76,31 +76,44 @@ class CommittedIndex:
         self._lock = threading.Lock()
         self._merged: Index | None = None
         self._loaded: frozenset[str] = frozenset()
+        self._dead: frozenset[bytes] = frozenset()
         self._salvaged: Index | None = None
+        self.collections = Collections(store, keys)
+        self.mentioned: dict[str, Sequence[PackInfo]] = {}
+        """The packs in each index object, also those that are deleted."""
         self.lost: frozenset[str] = frozenset()
-        """Committed sessions whose index is missing or damaged."""
+        """Sessions whose index is missing, although their points are kept, or damaged."""
 
     def current(self) -> Index:
         """Return the index as it was loaded last."""
         return self._merged if self._merged is not None else self.refresh()
 
     def refresh(self) -> Index:
-        """Load what was committed since, and return the index."""
+        """Load what was committed since, and return the index without the packs that are deleted."""
         with self._lock:
-            committed = {point.session for point in list_points(self._store)}
-            parts: dict[str, list[ObjectInfo]] = defaultdict(list)
-            for info in self._store.list(layout.INDEX):
-                parts[_session(info.key)].append(info)
-            wanted = {info.key for session in committed for info in parts.get(session, ())}
-            lost = {session for session in committed if layout.index(session) not in wanted}
+            # First: a collection is done only when no index mentions its packs any more.
+            dead = self.collections.dead()
+            committed, gone = sealed_sessions(self._store)
+            wanted = {
+                info.key
+                for info in self._store.list(layout.INDEX)
+                if layout.session_of_index(info.key) in committed
+            }
+            # That of a forgotten point is removed with the last of its packs.
+            lost = {session for session in committed - gone if layout.index(session) not in wanted}
             base = self._merged if self._merged is not None and self._loaded <= wanted else None
             loaded = self._loaded if base is not None else frozenset()
             new, broken = self._load(sorted(wanted - loaded))
-            if new or base is None:
-                self._merged = Index.merge([*([] if base is None else [base]), *new])
+            if new or base is None or not dead <= self._dead:
+                self._merged = Index.merge(
+                    [*([] if base is None else [base]), *new.values()], without=dead | self._dead
+                )
                 self._salvaged = None
+            self._dead |= dead
             self._loaded = frozenset(wanted - broken)
-            self.lost = frozenset(lost | {_session(key) for key in broken})
+            known = {**self.mentioned, **{key: index.packs for key, index in new.items()}}
+            self.mentioned = {key: packs for key, packs in known.items() if key in wanted}
+            self.lost = frozenset(lost | {layout.session_of_index(key) for key in broken})
             return self._merged if self._merged is not None else Index.empty()
 
     def widest(self) -> Index:
@@ -111,18 +124,15 @@ class CommittedIndex:
         index = self.refresh()
         with self._lock:
             if self._salvaged is None:
-                known = {pack.name for pack in index.packs}
+                known = {pack.name for pack in index.packs} | self._dead
                 self._salvaged = Index.merge([index, *self._salvage(known)])
             return self._salvaged
 
-    def _load(self, names: list[str]) -> tuple[list[Index], set[str]]:
-        new, broken = [], set()
-        for name, index in zip(names, in_order(self._read, names, threads=TRANSFERS), strict=True):
-            if index is None:
-                broken.add(name)
-            else:
-                new.append(index)
-        return new, broken
+    def _load(self, names: list[str]) -> tuple[dict[str, Index], set[str]]:
+        """Return the indexes that can be read, and the names of the others."""
+        read = dict(zip(names, in_order(self._read, names, threads=TRANSFERS), strict=True))
+        new = {key: index for key, index in read.items() if index is not None}
+        return new, read.keys() - new.keys()
 
     def _read(self, key: str) -> Index | None:
         """Return one index object; `None`: it is damaged."""
@@ -151,7 +161,7 @@ class CommittedIndex:
     def _salvage(self, known: set[bytes]) -> Iterator[Index]:
         """Yield an index for each pack that no index knows, from its footer."""
         for info in self._store.list(layout.PACKS):
-            name = bytes.fromhex(info.key.rpartition("/")[2])
+            name = layout.pack_name(info.key)
             if name in known or info.size < TRAILER.size:
                 continue
             with contextlib.suppress(IntegrityError, NotFoundError):
@@ -160,7 +170,3 @@ class CommittedIndex:
                 footer = self._store.get(info.key, max(0, info.size - length))
                 entries = PackReader(self._keys, name).footer(footer)
                 yield Index.build((PackInfo(name, info.size),), entries)
-
-
-def _session(key: str) -> str:
-    return key.removeprefix(layout.INDEX).partition(".")[0]

@@ -82,8 +82,9 @@ class Index:
             keep = np.array([pack.name not in without for pack in index.packs], bool)
             if not keep.all():
                 part = part[keep[part["pack"]]]
-            part["pack"] += len(packs)
-            packs.extend(index.packs)
+            # What is left out does not stay in the table either: it may be gone.
+            part["pack"] = (np.cumsum(keep, dtype="<u4") - 1 + len(packs)).astype("<u4")[part["pack"]]
+            packs.extend(pack for pack, kept in zip(index.packs, keep, strict=True) if kept)
             parts.append(part)
         return cls.build(packs, np.concatenate(parts))
 
@@ -111,6 +112,28 @@ class Index:
             int(entry["stored"]),
             int(entry["raw"]),
         )
+
+    def mark(self, ids: NDArray[np.uint8], packs: NDArray[np.bool_]) -> bool:
+        """Set *packs* where a pack holds one of the chunks, for all copies of it.
+
+        Args:
+            ids: of shape (n, 32).
+            packs: of the length of `packs`.
+
+        Returns:
+            Whether every chunk was found.
+        """
+        prefixes = _prefixes(ids)
+        at = self._prefixes.searchsorted(prefixes, "left")
+        end = self._prefixes.searchsorted(prefixes, "right")
+        found = np.zeros(len(ids), bool)
+        while (rows := np.flatnonzero(at < end)).size:  # more than once only for copies, or equal prefixes
+            entries = self.entries[at[rows]]
+            same = (entries["id"] == ids[rows]).all(axis=1)
+            packs[entries["pack"][same]] = True
+            found[rows[same]] = True
+            at[rows] += 1
+        return bool(found.all())
 
     def _find(self, chunk: bytes) -> int | None:
         prefix = np.uint64(int.from_bytes(chunk[:8], "big"))

@@ -16,7 +16,8 @@ PACKS: Final = "packs/"
 INDEX: Final = "index/"
 POINTS: Final = "points/"
 RUNS: Final = "runs/"
-CONDEMNED: Final = "gc/"
+COLLECTIONS: Final = "gc/"
+FORGOTTEN: Final = "forgotten/"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SESSION: Final = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{12}")
@@ -73,3 +74,23 @@ def decision(vm: str, session: str) -> str:
 def run(run_id: str) -> str:
     """Return the key of a run's record."""
     return f"{RUNS}{check_name('run', run_id)}"
+
+
+def forgotten(session: str) -> str:
+    """Return the key that says that a session's recovery point is forgotten."""
+    return f"{FORGOTTEN}{session}"
+
+
+def collection(number: str, part: str) -> str:
+    """Return the key of a part (`condemned`, `waiting`, `verdict`, `done`) of a collection's record."""
+    return f"{COLLECTIONS}{number}/{part}"
+
+
+def session_of_index(key: str) -> str:
+    """Return whose index an object is a part of."""
+    return key.removeprefix(INDEX).partition(".")[0]
+
+
+def pack_name(key: str) -> bytes:
+    """Return the name (16 bytes) of the pack with this key."""
+    return bytes.fromhex(key.rpartition("/")[2])

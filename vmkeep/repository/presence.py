@@ -8,32 +8,72 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import AccessError
+from vmkeep.errors import AccessError, IntegrityError, NotFoundError, VmkeepError
 from vmkeep.repository import layout, sealed
-from vmkeep.repository.records import to_json
+from vmkeep.repository.decision import Decision, decide
+from vmkeep.repository.forgotten import forgotten_sessions, is_forgotten
+from vmkeep.repository.records import from_json, to_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import timedelta
+
     from vmkeep.repository.crypto import Keys
     from vmkeep.stores.base import Store
+
+_KIND: Final = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who is in the repository."""
+
+    session: str
+    role: str
+    """`writer` or `reader`."""
+    vm: str
+    host: str
+    begun: datetime
+    decision: str
+    """The key at which a writer is decided; empty for a reader."""
 
 
 def announce_writer(store: Store, keys: Keys, *, session: str, vm: str, run: str) -> None:
     """Say that a session is under way; a second call does nothing."""
-    record = {
-        "role": "writer",
-        "session": session,
-        "vm": vm,
-        "run": run,
-        "decision": layout.decision(vm, session),
-        "host": platform.node(),
-        "process": os.getpid(),
-        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    key = layout.open_record(session)
-    store.put_if_absent(key, sealed.seal(keys, "open", key, to_json(record)))
+    _announce(
+        store, keys, {"role": "writer", "session": session, "vm": vm, "run": run,
+                      "decision": layout.decision(vm, session)},
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def reading(store: Store, keys: Keys, *, vm: str, session: str) -> Iterator[None]:
+    """Keep the chunks of a recovery point from being deleted while it is read.
+
+    Where the credentials may not write, it goes without: the point is safe as long as it is not forgotten.
+
+    Raises:
+        NotFoundError: the point is forgotten.
+    """
+    reader = layout.new_session_id(datetime.now(UTC))
+    with contextlib.suppress(AccessError):
+        _announce(
+            store, keys, {"role": "reader", "session": reader, "vm": vm, "reads": session, "decision": ""}
+        )
+    try:
+        # Only now: a collector that did not see us has condemned only what was forgotten before.
+        if is_forgotten(store, session):
+            raise NotFoundError(f"recovery point {session} of {vm} was forgotten; choose another one")
+        yield
+    finally:
+        # It harms nobody if it stays: a collector that meets it waits for a while, then removes it.
+        with contextlib.suppress(VmkeepError):
+            store.delete(layout.open_record(reader))
 
 
 def leave(store: Store, session: str) -> None:
@@ -41,3 +81,72 @@ def leave(store: Store, session: str) -> None:
     # Writers may lack the right to delete; then a collector removes it.
     with contextlib.suppress(AccessError):
         store.delete(layout.open_record(session))
+
+
+def names(store: Store) -> frozenset[str]:
+    """Return the sessions that are open, or were not tidied up."""
+    return frozenset(info.key.removeprefix(layout.OPEN) for info in store.list(layout.OPEN))
+
+
+def settle(store: Store, keys: Keys, *, now: datetime, dead_after: timedelta) -> tuple[Visitor, ...]:
+    """Remove the records of those that are decided or dead, and return who is alive.
+
+    A writer that began more than *dead_after* ago gets VOID as its decision: whatever it does later, nothing
+    of it counts. No data depends on whether the clocks are right, only the work of that writer.
+
+    Raises:
+        IntegrityError: a record is damaged.
+    """
+    present = sorted(names(store))
+    if not present:
+        return ()
+    decided = {info.key for info in store.list(layout.POINTS)}
+    gone = forgotten_sessions(store)
+    alive = []
+    for session in present:
+        visitor = _read(store, keys, session)
+        if visitor is None:
+            continue
+        over = visitor.decision in decided or session in gone
+        if not over and now - visitor.begun < dead_after:
+            alive.append(visitor)
+            continue
+        if not over and visitor.decision:
+            _fence(store, keys, visitor)
+        leave(store, session)
+    return tuple(alive)
+
+
+def _fence(store: Store, keys: Keys, writer: Visitor) -> None:
+    reason = f"taken for dead: open since {writer.begun.isoformat(timespec='seconds')}"
+    decide(store, keys, writer.decision, Decision(secrets.token_hex(16), None, reason))
+
+
+def _announce(store: Store, keys: Keys, record: dict[str, str]) -> None:
+    key = layout.open_record(record["session"])
+    body = {
+        **record,
+        "host": platform.node(),
+        "process": os.getpid(),
+        "begun": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    store.put_if_absent(key, sealed.seal(keys, _KIND, key, to_json(body)))
+
+
+def _read(store: Store, keys: Keys, session: str) -> Visitor | None:
+    """Return who is open under this name; `None`: it left meanwhile."""
+    key = layout.open_record(session)
+    try:
+        record = from_json(sealed.unseal(keys, _KIND, key, store.get(key)), key)
+        return Visitor(
+            session,
+            record["role"],
+            record["vm"],
+            record["host"],
+            datetime.fromisoformat(record["begun"]),
+            record["decision"],
+        )
+    except NotFoundError:
+        return None
+    except (KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(f"{key} is malformed: {error!r}; nothing was collected") from error

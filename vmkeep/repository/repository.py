@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
-from vmkeep.repository import keyslot, layout, sealed, slots
+from vmkeep.repository import keyslot, layout, presence, sealed, slots
 from vmkeep.repository.begin import begin
 from vmkeep.repository.chunks import Chunks
+from vmkeep.repository.collect import DEAD_AFTER, Collected, collect, unneeded
 from vmkeep.repository.committed import CommittedIndex, PointInfo, list_points
 from vmkeep.repository.crypto import KEY_SIZE, Keys
 from vmkeep.repository.decision import decode
+from vmkeep.repository.forgotten import forget
 from vmkeep.repository.format import Format
+from vmkeep.repository.manifest import Point
 from vmkeep.repository.parallel import TRANSFERS, in_order
 from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.read_stream import read_stream
@@ -26,13 +29,15 @@ from vmkeep.stores.probe import probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
+    from datetime import datetime, timedelta
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
     from vmkeep.disks.device import DiskTarget
     from vmkeep.repository.index import Index
-    from vmkeep.repository.manifest import DiskRef, Point, StreamRef
+    from vmkeep.repository.manifest import DiskRef, StreamRef
     from vmkeep.repository.secret import Secret
     from vmkeep.repository.session import Session
     from vmkeep.stores.base import Store
@@ -184,13 +189,30 @@ class Repository:
         infos = self.list_points(vm)
         found = []
         for info, point in zip(infos, in_order(self._try_point, infos, threads=TRANSFERS), strict=True):
-            if not isinstance(point, IntegrityError):
+            if isinstance(point, Point):
                 found.append(point)
+            elif point is None:  # forgotten and removed since it was listed
+                continue
             elif damaged is None:
                 raise point
             else:
                 damaged(info, point)
         return found
+
+    def load(self, info: PointInfo) -> Point:
+        """Return the point of a listing.
+
+        Raises:
+            NotFoundError: it was forgotten and removed since.
+            IntegrityError: it is damaged.
+        """
+        point = self._points.get(info.key)
+        if point is None:
+            decided = decode(self.keys, info.key, self.store.get(info.key)).point
+            if decided is None:
+                raise IntegrityError(f"{info.key} is damaged: it is void, but not of a void's size")
+            point = self._points[info.key] = decided
+        return point
 
     def point(self, vm: str, session_id: str = "latest") -> Point:
         """Return one recovery point, by its session's id, the beginning of it, or `latest`.
@@ -212,7 +234,7 @@ class Repository:
             raise InputError(
                 f"{session_id!r} fits {len(infos)} recovery points of {vm}: {names}; write more of it"
             )
-        return self._load_point(infos[0])
+        return self.load(infos[0])
 
     def restore_disk(
         self,
@@ -263,13 +285,55 @@ class Repository:
 
     def check_objects(self) -> list[PackFault]:
         """Return the packs of committed sessions that are missing or have another size; reads none."""
+        before = self.committed.refresh().packs
         sizes = {info.key: info.size for info in self.store.list(layout.PACKS)}
-        faults = []
-        for pack in self.committed.refresh().packs:
-            key = layout.pack(pack.name)
-            if sizes.get(key) != pack.size:
-                faults.append(PackFault(key, pack.size, sizes.get(key)))
-        return faults
+        faults = {
+            pack.name: PackFault(layout.pack(pack.name), pack.size, sizes.get(layout.pack(pack.name)))
+            for pack in before
+            if sizes.get(layout.pack(pack.name)) != pack.size
+        }
+        # Asked again: what was collected in between is no fault.
+        still = {pack.name for pack in self.committed.refresh().packs} if faults else set()
+        return [fault for name, fault in faults.items() if name in still]
+
+    def reading(self, point: Point) -> AbstractContextManager[None]:
+        """Keep what *point* is made of from being collected, as long as the context is open.
+
+        Raises:
+            NotFoundError: the point was forgotten.
+        """
+        return presence.reading(self.store, self.keys, vm=point.vm, session=point.session)
+
+    def forget(self, point: Point, reason: str) -> None:
+        """Let a recovery point not count any more; what only it needs is deleted by `collect`.
+
+        Raises:
+            TemporaryError: the store is away; call again.
+        """
+        forget(self.store, self.keys, vm=point.vm, session=point.session, reason=reason)
+
+    def collect(self, *, now: datetime | None = None, dead_after: timedelta = DEAD_AFTER) -> Collected:
+        """Delete what no recovery point needs; backups and restores may run meanwhile.
+
+        Args:
+            now: the time, by which it is decided who is dead; by default the machine's clock.
+            dead_after: a session that began longer ago and is not decided is taken for dead. Whom it would
+                have to wait for otherwise, it leaves to a later collection.
+
+        Raises:
+            IntegrityError: a point that is kept is damaged; nothing is deleted then.
+            UnsupportedError: the repository has features that this vmkeep cannot collect.
+            TemporaryError: the store is away; a later collection carries on.
+        """
+        return collect(self, now=now, dead_after=dead_after)
+
+    def unneeded(self, *, without: frozenset[str] = frozenset()) -> int:
+        """Return the bytes of the packs that no point needs; deletes none.
+
+        Args:
+            without: sessions whose points are taken for forgotten.
+        """
+        return sum(unneeded(self, without=without).values())
 
     def put_run(self, run_id: str, record: Mapping[str, Any]) -> None:
         """Keep the record of a run; a second call with the same record does nothing.
@@ -312,18 +376,11 @@ class Repository:
     def _index(self, wider: bool) -> Index:  # noqa: FBT001  (one caller, which asks twice)
         return self.committed.widest() if wider else self.committed.current()
 
-    def _load_point(self, info: PointInfo) -> Point:
-        point = self._points.get(info.key)
-        if point is None:
-            decided = decode(self.keys, info.key, self.store.get(info.key)).point
-            if decided is None:
-                raise IntegrityError(f"{info.key} is damaged: it is void, but not of a void's size")
-            point = self._points[info.key] = decided
-        return point
-
-    def _try_point(self, info: PointInfo) -> Point | IntegrityError:
+    def _try_point(self, info: PointInfo) -> Point | IntegrityError | None:
         try:
-            return self._load_point(info)
+            return self.load(info)
+        except NotFoundError:
+            return None
         except IntegrityError as error:
             return error
 

@@ -8,6 +8,7 @@ one that sees it waits for our decision, or takes it (VOID). Nothing here depend
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import ConflictError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
-from vmkeep.repository.committed import INDEX_KIND, condemned_packs
-from vmkeep.repository.decision import Decision, decide
+from vmkeep.repository.committed import INDEX_KIND, list_points
+from vmkeep.repository.decision import Decision, decide, decode
+from vmkeep.repository.forgotten import is_forgotten
 from vmkeep.repository.index import Index
 from vmkeep.repository.packer import Packer
 from vmkeep.repository.presence import leave
@@ -81,15 +83,15 @@ class Session:
         self.resumed = resumed
         """Whether it continues what an earlier process began."""
         self._sealed: Point | None = None
-        self._condemned = condemned_packs(repository.store, repository.keys)
+        condemned = repository.committed.collections.pending()
         known = repository.committed.refresh()
         # Where an index is lost, chunks below an inherited leaf may be too: they are looked up one by one.
-        self._doubtful = bool(self._condemned or repository.committed.lost)
+        self._doubtful = bool(condemned or repository.committed.lost)
         self._uploads = Uploads(repository.store, spool)
         self._packer = Packer(
             repository.keys,
             spool,
-            Index.merge([known], without=self._condemned) if self._condemned else known,
+            Index.merge([known], without=condemned) if condemned else known,
             most=repository.format.pack_most,
             finished=self._finished,
         )
@@ -132,7 +134,10 @@ class Session:
         """
         inherited = None
         if parent is not None and changed is not None:
-            inherited = Inherited(parent, changed, self._inheritable, self._read_leaf)
+            doubtful = self._doubtful or not self._is_kept(parent)
+            inherited = Inherited(
+                parent, changed, lambda leaf: self._inheritable(leaf, doubtful=doubtful), self._read_leaf
+            )
         return save_disk(source, self._packer, self._repository.format, inherited, progress)
 
     def save_stream(
@@ -201,6 +206,8 @@ class Session:
         with self._lock:
             if self._sealed is None:
                 self._check_complete(point)
+                self._sealed = self._standing()
+            if self._sealed is None:
                 self._put_index()
                 self._sealed = self._decide(self._stamped(point)).point
             if self._sealed is None:
@@ -242,10 +249,22 @@ class Session:
         self._uploads.add(pack)
         self._uploads.make_room(self._limit)
 
-    def _inheritable(self, leaf: bytes) -> bool:
+    def _inheritable(self, leaf: bytes, *, doubtful: bool) -> bool:
         if not self._packer.has(leaf):
             return False
-        return not self._doubtful or all(map(self._packer.has, leaf_chunks(self._read_leaf(leaf))))
+        return not doubtful or all(map(self._packer.has, leaf_chunks(self._read_leaf(leaf))))
+
+    def _is_kept(self, disk: DiskRef) -> bool:
+        """Tell whether a point has this disk that is kept, now that a collector would wait for us.
+
+        Of a forgotten one, chunks may be deleted whose leaf is still there.
+        """
+        for info in reversed(list_points(self._repository.store, self.vm)):
+            with contextlib.suppress(IntegrityError, NotFoundError):
+                point = self._repository.load(info)
+                if any(disk in component.disks.values() for component in point.components.values()):
+                    return True
+        return False
 
     def _read_leaf(self, leaf: bytes) -> bytes:
         return bytes(self._repository.trees.chunks.get(leaf))
@@ -280,6 +299,23 @@ class Session:
             fleet=point.fleet or self._identity.origin.fleet,
             sealed=point.sealed or datetime.now(UTC).isoformat(timespec="seconds"),
         )
+
+    def _standing(self) -> Point | None:
+        """Return the point if it was sealed before.
+
+        Its index must not be put again then: a collector may have removed it already.
+
+        Raises:
+            ConflictError: it was sealed and is forgotten.
+        """
+        key = layout.decision(self.vm, self.id)
+        with contextlib.suppress(NotFoundError):
+            return decode(self._repository.keys, key, self._repository.store.get(key)).point
+        # Asked second: a point is removed behind its tombstone.
+        if is_forgotten(self._repository.store, self.id):
+            self._discard()
+            raise ConflictError(f"session {self.id} of {self.vm} sealed a point that was forgotten since")
+        return None
 
     def _put_index(self) -> None:
         """Put where the uploaded chunks lie; in a second part what the first, of an earlier try, has not."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
-from vmkeep.errors import TemporaryError
+from vmkeep.errors import NotFoundError, TemporaryError
 
 T = TypeVar("T")
 
@@ -76,7 +76,12 @@ class FaultyStore:
 
     def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
         fault = self._begin("get", key)
-        data = self._end(fault, self._store.get(key, start, length))
+        try:
+            found = self._store.get(key, start, length)
+        except NotFoundError:
+            self._end(fault, None)  # that it is not there is an answer too
+            raise
+        data = self._end(fault, found)
         if fault is Fault.CUT:
             return data[: len(data) // 2]
         if fault is Fault.FLIPPED:

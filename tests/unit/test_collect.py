@@ -1,0 +1,325 @@
+"""Collecting deletes what nothing kept needs, nothing else, and whoever works meanwhile never notices."""
+
+import random
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from vmkeep.errors import AccessError, ConflictError, IntegrityError, NotFoundError, UnsupportedError
+from vmkeep.repository import Repository
+from vmkeep.stores import DirectoryStore, MemoryStore
+from vmkeep.testing.repositories import (
+    CHUNK,
+    KEY,
+    BytesDisk,
+    backup,
+    contents,
+    point,
+    save,
+    small_repository,
+)
+
+SHARED = random.Random(1).randbytes(20 * CHUNK)
+ONLY_OLD = random.Random(2).randbytes(30 * CHUNK)
+ONLY_NEW = random.Random(3).randbytes(30 * CHUNK)
+DUMP = random.Random(4).randbytes(60_000)
+OLD = {"root": SHARED, "data": ONLY_OLD}
+NEW = {"root": SHARED, "data": ONLY_NEW}
+LATER = timedelta(days=8)
+
+
+@pytest.fixture(params=["memory", "directory"])
+def store(request, tmp_path):
+    return MemoryStore() if request.param == "memory" else DirectoryStore(tmp_path / "store")
+
+
+@pytest.fixture
+def repository(store):
+    return small_repository(store)
+
+
+def again(repository):
+    """The same repository as another process has it."""
+    return Repository.open(repository.store, KEY)
+
+
+def objects(repository, prefix):
+    return [info.key for info in repository.store.list(prefix)]
+
+
+def two_points(repository, tmp_path):
+    old = backup(repository, tmp_path / "old", OLD, {"dump": DUMP}, run="run-1")
+    new = backup(repository, tmp_path / "new", NEW, run="run-2")
+    return old, new
+
+
+def test_what_only_a_forgotten_point_needs_is_deleted(repository, tmp_path):
+    old, new = two_points(repository, tmp_path)
+    before = sum(info.size for info in repository.store.list("packs/"))
+    repository.forget(old, "retention")
+
+    done = again(repository).collect()
+
+    assert done.size > len(ONLY_OLD)
+    assert sum(info.size for info in repository.store.list("packs/")) == before - done.size
+    assert [each.session for each in again(repository).points()] == [new.session]
+    assert contents(again(repository), new) == NEW
+    assert again(repository).check_objects() == []
+
+
+def test_a_second_collection_finds_nothing_to_do(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    repository.forget(old, "retention")
+    repository.collect()
+    before = objects(repository, "")
+
+    done = again(repository).collect()
+
+    assert (done.packs, done.waits_for, objects(repository, "")) == (0, (), before)
+
+
+def test_when_all_is_forgotten_nothing_but_tombstones_and_records_is_left(repository, tmp_path):
+    for each in two_points(repository, tmp_path):
+        repository.forget(each, "retention")
+
+    again(repository).collect()
+
+    assert (
+        objects(repository, "packs/") == objects(repository, "index/") == objects(repository, "points/") == []
+    )
+    assert len(objects(repository, "forgotten/")) == 2
+    assert again(repository).committed.collections.under_way() == {}
+
+
+def test_asking_first_what_is_freed_deletes_nothing(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    before = objects(repository, "")
+
+    expected = again(repository).unneeded(without=frozenset({old.session}))
+
+    assert objects(repository, "") == before
+    repository.forget(old, "retention")
+    assert repository.collect().size == expected > len(ONLY_OLD)
+
+
+def test_a_backup_under_way_is_waited_for_and_what_it_counts_on_is_spared(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    with again(repository).begin(vm="db1", run="run-3", spool=tmp_path / "third") as session:
+        save(session, OLD)
+        repository.forget(old, "retention")
+
+        first = again(repository).collect()
+        session.upload()
+        third = session.seal(point(session.recorded()))
+
+    assert first.packs == 0
+    assert [each.session for each in first.waits_for] == [third.session]
+    second = again(repository).collect()
+    assert second.waits_for == ()
+    assert contents(again(repository), third) == OLD
+    assert again(repository).verify(third).sound
+
+
+def test_a_backup_that_begins_behind_the_list_does_not_count_on_it(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    waited_for = again(repository).begin(vm="app1", run="run-3", spool=tmp_path / "app1")
+    repository.forget(old, "retention")
+    assert again(repository).collect().waits_for
+    with again(repository).begin(vm="db1", run="run-4", spool=tmp_path / "fourth") as session:
+        save(session, OLD)
+        waited_for.void("nothing to save")
+
+        assert again(repository).collect().packs
+
+        session.upload()
+        fourth = session.seal(point(session.recorded()))
+    assert contents(again(repository), fourth) == OLD
+
+
+def test_a_session_that_died_is_fenced_and_its_packs_are_deleted(repository, tmp_path):
+    _, new = two_points(repository, tmp_path)
+    size = sum(info.size for info in repository.store.list("packs/"))
+    session = again(repository).begin(vm="db1", run="run-3", spool=tmp_path / "third")
+    save(session, {"more": random.Random(9).randbytes(40 * CHUNK)})
+    session.upload()
+
+    assert again(repository).collect().packs == 0
+    assert again(repository).collect(now=datetime.now(UTC) + LATER).packs
+
+    with pytest.raises(ConflictError):
+        session.seal(point(session.recorded()))
+    session.close()
+    assert again(repository).collect().waits_for == ()
+    assert sum(info.size for info in repository.store.list("packs/")) == size
+    assert contents(again(repository), new) == NEW
+
+
+def test_a_point_that_is_read_stays_readable_until_the_reader_leaves(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    reader = again(repository)
+
+    with reader.reading(old):
+        repository.forget(old, "retention")
+        assert again(repository).collect().packs == 0
+        assert contents(reader, old) == OLD | {"dump": DUMP}
+
+    assert again(repository).collect().packs
+
+
+def test_a_reader_that_died_is_not_waited_for_for_ever(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    died = repository.reading(old)
+    died.__enter__()
+    repository.forget(old, "retention")
+
+    assert again(repository).collect().waits_for
+
+    assert again(repository).collect(now=datetime.now(UTC) + LATER).packs
+    assert objects(repository, "open/") == []
+
+
+def test_a_forgotten_point_is_not_read_any_more(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    repository.forget(old, "retention")
+
+    with pytest.raises(NotFoundError, match="forgotten"), again(repository).reading(old):
+        pass
+
+    assert objects(repository, "open/") == []
+
+
+def test_chunks_that_are_needed_again_are_stored_again(repository, tmp_path):
+    """Also for a process that remembers an index in which the deleted packs still are."""
+    old, _ = two_points(repository, tmp_path)
+    stale = again(repository)
+    stale.committed.refresh()
+    repository.forget(old, "retention")
+    again(repository).collect()
+
+    third = backup(again(repository), tmp_path / "third", OLD, run="run-3")
+
+    assert contents(again(repository), third) == contents(stale, third) == OLD
+    assert again(repository).verify(third).sound
+    assert again(repository).check_objects() == []
+
+
+def test_a_tree_whose_point_is_forgotten_is_not_inherited_blindly(repository, tmp_path):
+    """The leaf is still there, because another point has it too, in effect: but not what is below it."""
+    old, _ = two_points(repository, tmp_path)
+    parent = old.components["filesystems.data"].disks["data"]
+    repository.forget(old, "retention")
+    session = again(repository).begin(vm="db1", run="run-3", spool=tmp_path / "third")
+
+    assert not session._is_kept(parent)
+
+    session.close()
+
+
+def test_a_disk_of_a_kept_point_is_inherited_without_reading_its_leaves(repository, tmp_path):
+    _, new = two_points(repository, tmp_path)
+    parent = new.components["filesystems.data"].disks["data"]
+    session = again(repository).begin(vm="db1", run="run-3", spool=tmp_path / "third")
+
+    ref, stats = session.save_disk(BytesDisk(ONLY_NEW), parent=parent, changed=[])
+
+    assert (ref, stats.read, stats.stored) == (parent, 0, 0)
+    session.close()
+
+
+def test_a_session_whose_point_was_forgotten_cannot_bring_it_back(repository, tmp_path):
+    session = again(repository).begin(vm="db1", run="run-1", spool=tmp_path / "spool")
+    save(session, OLD)
+    session.upload()
+    session._put_index()
+    session._decide(session._stamped(point(session.recorded())))  # and the process dies
+    session.close()
+    repository.forget(again(repository).point("db1"), "retention")
+    again(repository).collect(now=datetime.now(UTC) + LATER)
+
+    with pytest.raises(ConflictError, match="forgotten"):
+        again(repository).begin(vm="db1", run="run-1", spool=tmp_path / "spool")
+
+    assert again(repository).points() == []
+
+
+class LockedStore(MemoryStore):
+    """Deletes no packs, as with object lock."""
+
+    locked = True
+
+    def delete(self, key):
+        if self.locked and key.startswith("packs/"):
+            raise AccessError(f"{key} is locked")
+        super().delete(key)
+
+
+def test_what_is_locked_is_deleted_later(tmp_path):
+    repository = small_repository(LockedStore())
+    old, new = two_points(repository, tmp_path)
+    repository.forget(old, "retention")
+
+    first = again(repository).collect()
+    repository.store.locked = False
+    second = again(repository).collect()
+
+    assert first.locked > 0 == first.packs
+    assert second.locked == 0 < second.packs
+    assert contents(again(repository), new) == NEW
+
+
+def test_packs_that_are_condemned_twice_are_deleted_once(repository, tmp_path):
+    old, new = two_points(repository, tmp_path)
+    repository.forget(old, "retention")
+    waiting = again(repository).begin(vm="app1", run="run-3", spool=tmp_path / "app1")
+    again(repository).collect()
+    again(repository).collect()
+    waiting.void("nothing to save")
+
+    assert len(again(repository).committed.collections.under_way()) == 1
+    assert again(repository).collect().packs
+    assert contents(again(repository), new) == NEW
+
+
+@pytest.mark.parametrize("what", ["index/", "points/", "packs/"])
+def test_a_damaged_repository_is_not_collected(tmp_path, what):
+    store = MemoryStore()
+    repository = small_repository(store)
+    old, _ = two_points(repository, tmp_path)
+    repository.forget(old, "retention")
+    for key in objects(repository, what):
+        if what != "points/" or key.endswith(again(repository).list_points()[0].session):
+            store._objects[key] = store._objects[key][:-40] + bytes(40)
+            if what == "packs/":
+                store._objects[key] = bytes(len(store._objects[key]))
+    before = objects(repository, "")
+
+    with pytest.raises(IntegrityError):
+        again(repository).collect()
+
+    assert objects(repository, "") == before
+
+
+def test_a_repository_with_unknown_features_is_not_collected(repository):
+    repository.format.features["collect"] = ("second-sight",)
+
+    with pytest.raises(UnsupportedError, match="second-sight"):
+        repository.collect()
+
+
+def test_what_verdicts_know_is_carried_on_and_old_ones_are_closed(repository, tmp_path):
+    """An index that is needed mentions packs that are gone: one record tells of them, not one each time."""
+    kept = backup(repository, tmp_path / "kept", {"root": SHARED}, run="run-0")
+    for number in range(3):
+        session = again(repository).begin(vm="db1", run=f"run-{number + 1}", spool=tmp_path / "spool")
+        save(session, {"lost": random.Random(number).randbytes(30 * CHUNK)})
+        save(session, {"root": random.Random(-number).randbytes(20 * CHUNK)})
+        session.upload()
+        recorded = session.recorded()
+        session.seal(point({"filesystems.root": recorded["filesystems.root"]}))
+        again(repository).collect()
+
+    assert len(again(repository).committed.collections.under_way()) == 1
+    for each in again(repository).points():
+        assert again(repository).verify(each).sound
+    assert again(repository).check_objects() == []
+    assert kept.session in {each.session for each in again(repository).points()}
