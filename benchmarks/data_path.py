@@ -6,7 +6,8 @@ Makes a sparse raw disk of 4 GiB with an ext4 of about 0.6 GB of this system's f
 repository in a local folder. Each measurement is one process from its start to its end: wall time,
 processor time (user and system), peak resident memory. Restored bytes are compared with the disk. Before
 `again` the disk is touched, so that every tool reads it once more instead of trusting its date; `tracked`
-is vmkeep with a list of changed ranges, as a hypervisor that tracks changes gives it (none changed).
+is vmkeep with a list of changed ranges, as a hypervisor that tracks changes gives it (none changed), and
+`bound` the naming, compressing and encrypting alone, of the whole disk, without keeping anything.
 Prints the medians over the rounds.
 """
 
@@ -20,14 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.units import GiB, MiB, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 DISK: Final = 4 * GiB
 DATA: Final = 620 * MiB
@@ -47,7 +48,10 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """How a tool is called, each in a folder of its own; `{disk}` is the path of the disk."""
+    """How a tool is called, each in a folder of its own.
+
+    `{disk}` is the path of the disk, `{folder}` the name of the folder.
+    """
 
     name: str
     init: list[str]
@@ -55,42 +59,59 @@ class Tool:
     restore: list[str]
     restored: str
     """Where the restored disk is then; `{bare}` is the path of the disk without the leading slash."""
-    repository: str
-    tracked: list[str] | None = None
+    stored: Callable[[Path], int]
+    """Returns the bytes in the repository; is given the folder."""
+    extra: Mapping[str, list[str]] = field(default_factory=dict)
+    """What only this tool does, by name."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def vmkeep(store: str, stored: Callable[[Path], int], environment: Mapping[str, str]) -> Tool:
+    worker = [sys.executable, str(WORKER), store]
+    return Tool(
+        "vmkeep",
+        [*worker, "init"],
+        [*worker, "save", "{disk}"],
+        [*worker, "restore", "restored"],
+        "restored",
+        stored,
+        {"tracked": [*worker, "tracked", "{disk}"], "bound": [*worker, "bound", "{disk}"]},
+        environment,
+    )
+
+
+def restic(store: str, stored: Callable[[Path], int], environment: Mapping[str, str]) -> Tool:
+    command = ["restic", "-q", "-r", store]
+    return Tool(
+        "restic",
+        [*command, "init"],
+        [*command, "backup", "{disk}"],
+        [*command, "restore", "latest", "--target", "out"],
+        "out/{bare}",
+        stored,
+        environment=environment,
+    )
 
 
 def tools() -> list[Tool]:
-    worker = [sys.executable, str(WORKER)]
+    def stored(folder: Path) -> int:
+        return sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
+
     return [
-        Tool(
-            "vmkeep",
-            [*worker, "init"],
-            [*worker, "save", "{disk}"],
-            [*worker, "restore", "restored"],
-            "restored",
-            "store",
-            [*worker, "tracked", "{disk}"],
-        ),
-        Tool(
-            "restic",
-            ["restic", "-q", "-r", "store", "init"],
-            ["restic", "-q", "-r", "store", "backup", "{disk}"],
-            ["restic", "-q", "-r", "store", "restore", "latest", "--target", "out"],
-            "out/{bare}",
-            "store",
-        ),
+        vmkeep("store", stored, {}),
+        restic("store", stored, {}),
         Tool(
             "borg",
             ["borg", "init", "-e", "repokey-blake2", "store"],
             ["borg", "create", "-C", "zstd,1", "store::{{now:%s.%f}}", "{disk}"],
             ["sh", "-c", "borg extract --sparse store::$(borg list --last 1 --format '{{archive}}' store)"],
             "{bare}",
-            "store",
+            stored,
         ),
     ]
 
 
-def measured(command: list[str], folder: Path) -> Cost:
+def measured(command: list[str], folder: Path, environment: Mapping[str, str]) -> Cost:
     """Run *command* in *folder*, and return what it took."""
     os.sync()
     secrets = {"RESTIC_PASSWORD": PASSWORD, "BORG_PASSPHRASE": PASSWORD}
@@ -98,7 +119,11 @@ def measured(command: list[str], folder: Path) -> Cost:
     begun = time.monotonic()
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            command, env={**os.environ, **secrets, **caches}, cwd=folder, stdout=log, stderr=log
+            command,
+            env={**os.environ, **secrets, **caches, **environment},
+            cwd=folder,
+            stdout=log,
+            stderr=log,
         )
         _, status, usage = os.wait4(process.pid, 0)
     wall = time.monotonic() - begun
@@ -136,24 +161,20 @@ def _files() -> Iterator[Path]:
                     yield path
 
 
-def stored(folder: Path) -> int:
-    """Return the bytes of all files below *folder*."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def run(tool: Tool, disk: Path, folder: Path) -> dict[str, Cost | int]:
     """Measure all operations of one tool in a new *folder*."""
     folder.mkdir()
 
     def call(command: list[str]) -> Cost:
-        return measured([part.format(disk=disk) for part in command], folder)
+        return measured(
+            [part.format(disk=disk, folder=folder.name) for part in command], folder, tool.environment
+        )
 
     costs: dict[str, Cost | int] = {"init": call(tool.init), "full": call(tool.save)}
-    costs["stored"] = stored(folder / tool.repository)
+    costs["stored"] = tool.stored(folder)
     os.utime(disk)
     costs["again"] = call(tool.save)
-    if tool.tracked:
-        costs["tracked"] = call(tool.tracked)
+    costs |= {name: call(command) for name, command in tool.extra.items()}
     costs["restore"] = call(tool.restore)
     restored = folder / tool.restored.format(bare=str(disk).lstrip("/"))
     subprocess.run(["cmp", str(disk), str(restored)], check=True)
@@ -163,28 +184,38 @@ def run(tool: Tool, disk: Path, folder: Path) -> dict[str, Cost | int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    options = arguments(__doc__)
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        compare(tools(), Path(temporary), options)
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     parser.add_argument("--only", help="the name of one tool")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
-        folder = Path(temporary)
-        disk = make_disk(folder)
-        print(f"disk: {format_size(DISK)}, {format_size(disk.stat().st_blocks * 512)} of it allocated")
-        chosen = [tool for tool in tools() if options.only in (None, tool.name)]
+    return parser.parse_args()
 
-        def one_round() -> dict[str, dict[str, Cost | int]]:
-            return {tool.name: run(tool, disk, folder / tool.name) for tool in chosen}
 
-        rounds = [one_round() for _ in range(options.rounds)]
-    report(rounds)
+def compare(tools: list[Tool], folder: Path, options: argparse.Namespace) -> None:
+    """Measure the tools, one after the other in each round, and print the report."""
+    disk = make_disk(folder)
+    print(f"disk: {format_size(DISK)}, {format_size(disk.stat().st_blocks * 512)} of it allocated")
+    chosen = [tool for tool in tools if options.only in (None, tool.name)]
+    report(
+        [
+            {tool.name: run(tool, disk, folder / f"{tool.name}-{number}") for tool in chosen}
+            for number in range(options.rounds)
+        ]
+    )
+    print(f"load of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
 
 
 def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
     """Print the medians, and how vmkeep compares."""
     print(f"{'':8} {'':8} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7}")
-    for operation in ("full", "again", "tracked", "restore"):
+    for operation in ("full", "bound", "again", "tracked", "restore"):
         ours: Cost | None = None
         for name in rounds[0]:
             costs = [cost for each in rounds if isinstance(cost := each[name].get(operation), Cost)]

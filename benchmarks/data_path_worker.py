@@ -1,15 +1,25 @@
-"""One operation of vmkeep's library in the current folder, as a process of its own: see `data_path.py`."""
+"""One operation of vmkeep's library in the current folder, as a process of its own: see `data_path.py`.
+
+python data_path_worker.py STORE init
+python data_path_worker.py STORE save|tracked DISK
+python data_path_worker.py STORE restore PATH
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from pathlib import Path
 
 from vmkeep.disks.raw import RawSource, RawTarget
 from vmkeep.repository import Point, Repository, SavedComponent, Secret
-from vmkeep.stores import DirectoryStore
+from vmkeep.repository.codec import compress
+from vmkeep.repository.disk_plan import ChunkRead, allocated
+from vmkeep.repository.parallel import for_each
+from vmkeep.stores import S3Options, open_store
 
-STORE = DirectoryStore(Path("store"))
+STORE = open_store(sys.argv[1], s3=S3Options(os.environ.get("S3_ENDPOINT")))
 SECRET = Secret.passphrase("benchmark")
 
 
@@ -38,6 +48,28 @@ def save(disk: Path, *, tracked: bool) -> None:
         )
 
 
+def bound(disk: Path) -> None:
+    repository = Repository.open(STORE, SECRET)
+    size = repository.format.disk_chunk
+    cipher = repository.keys.pack_cipher(bytes(16))
+    local, zeros = threading.local(), bytes(size)
+    with RawSource(disk) as source:
+
+        def work(read: ChunkRead) -> None:
+            if not hasattr(local, "data"):
+                local.data = bytearray(size)
+            data: bytearray = local.data
+            for piece in read.pieces:
+                at = piece.start - read.number * size
+                source.read_into(piece.start, memoryview(data)[at : at + piece.length])
+            if data == zeros:
+                return
+            repository.keys.chunk_id(data)
+            cipher.encrypt(read.number.to_bytes(12, "big"), compress(data)[0], b"")
+
+        for_each(work, allocated(source.extents(), size))
+
+
 def restore(path: Path) -> None:
     repository = Repository.open(STORE, SECRET)
     ref = repository.point("vm").components["os"].disks["root"]
@@ -46,11 +78,13 @@ def restore(path: Path) -> None:
 
 
 def main() -> None:
-    match sys.argv[1:]:
+    match sys.argv[2:]:
         case ["init"]:
             Repository.init(STORE, SECRET)
         case ["save" | "tracked" as verb, disk]:
             save(Path(disk), tracked=verb == "tracked")
+        case ["bound", disk]:
+            bound(Path(disk))
         case ["restore", path]:
             restore(Path(path))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from vmkeep.errors import IntegrityError, NotFoundError
 from vmkeep.repository import layout
 from vmkeep.repository.pack import RECORD, PackReader
-from vmkeep.repository.parallel import for_each
+from vmkeep.repository.parallel import READS, for_each
 from vmkeep.units import KiB, MiB
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Chunks:
             for fetched in self.each_of(run):
                 use(fetched)
 
-        for_each(read, runs)
+        for_each(read, runs, threads=READS)
 
     def _elsewhere(self, gone: Location) -> Fetched:
         """Return a chunk whose pack is gone: one that is needed again was stored anew since, in another."""

@@ -17,6 +17,8 @@ THREADS: Final = min(4, os.cpu_count() or 1)
 """The heavy calls (compression, hashes, ciphers, reads) all let go of the interpreter's lock."""
 TRANSFERS: Final = 4
 """Requests to a store at the same time; these wait more than they work."""
+READS: Final = 8
+"""Ranges that are read and opened at the same time: a far store lets each wait, a near one loses nothing."""
 
 
 def in_order(function: Callable[[T], R], items: Iterable[T], *, threads: int = THREADS) -> Iterator[R]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmkeep.errors import IntegrityError
-from vmkeep.repository.parallel import in_order
+from vmkeep.repository.parallel import READS, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +32,7 @@ def read_stream(ref: StreamRef, trees: Trees, start: int = 0, length: int | None
             raise IntegrityError(f"a saved stream is malformed at {at}: {len(data)} bytes instead of {size}")
         return bytes(data[max(0, start - at) : end - at])
 
-    return in_order(read, _places(ref, trees, start, end))
+    return in_order(read, _places(ref, trees, start, end), threads=READS)
 
 
 def _places(ref: StreamRef, trees: Trees, start: int, end: int) -> Iterator[tuple[int, int, bytes]]:

@@ -7,7 +7,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from vmkeep.errors import InputError, IntegrityError
-from vmkeep.repository.parallel import for_each
+from vmkeep.repository.parallel import READS, for_each
 from vmkeep.repository.save_disk import HOLE
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class _Restore:
         self._fresh = target.fresh  # asked once: a target that was written to may deny it
 
     def run(self) -> None:
-        for_each(self._write, self._runs())
+        for_each(self._write, self._runs(), threads=READS)
         beyond = self._target.size - self._ref.size
         if beyond and not self._fresh:
             self._target.zero(self._ref.size, beyond)
