@@ -17,7 +17,7 @@ from vmkeep.units import format_size
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmkeep.repository import Point, PointInfo
+    from vmkeep.repository import Point, PointInfo, Repository
 
 
 def points(path: Path, vm: str | None, *, as_json: bool) -> None:
@@ -28,12 +28,23 @@ def points(path: Path, vm: str | None, *, as_json: bool) -> None:
         IntegrityError: one is damaged; the others are listed all the same.
     """
     file = load(path)
-    damaged: list[tuple[PointInfo, IntegrityError]] = []
     with repositories.open_repository(file) as repository:
-        found = repository.points(vm, damaged=lambda info, error: damaged.append((info, error)))
-        url = repository.store.url
-    if vm is not None and not found and not damaged and vm not in file.fleet.vms:
-        raise InputError(f"there is no VM {vm!r} in fleet {file.fleet.fleet}{suggestion(vm, file.fleet.vms)}")
+        if vm is not None and vm not in file.fleet.vms and not repository.list_points(vm):
+            raise InputError(
+                f"there is no VM {vm!r} in fleet {file.fleet.fleet}{suggestion(vm, file.fleet.vms)}"
+            )
+        print_points(repository, vm, as_json=as_json)
+
+
+def print_points(repository: Repository, vm: str | None, *, as_json: bool) -> None:
+    """List the recovery points of all VMs, or of one.
+
+    Raises:
+        IntegrityError: one is damaged; the others are listed all the same.
+    """
+    damaged: list[tuple[PointInfo, IntegrityError]] = []
+    found = repository.points(vm, damaged=lambda info, error: damaged.append((info, error)))
+    url = repository.store.url
     if as_json:
         print_json([*map(summary, found), *(_damage(*one) for one in damaged)])
     elif found or damaged:

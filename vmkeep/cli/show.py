@@ -35,6 +35,11 @@ def show(path: Path, vm: str, session: str, *, as_json: bool) -> None:
     """
     with repositories.open_repository(load(path)) as repository:
         point = repository.point(vm, session)
+    print_point(point, as_json=as_json)
+
+
+def print_point(point: Point, *, as_json: bool) -> None:
+    """Print all about a recovery point that was read."""
     if as_json:
         print_json(_all(point))
         return

@@ -151,9 +151,11 @@ def _point(run: Run, name: str, saved: dict[str, SavedComponent], missing: dict[
 
 _INSTRUCTIONS = """\
 This is a recovery point of VM {vm} of fleet {fleet}, made by vmkeep (Apache-2.0).
-To restore it: install vmkeep, write the text under fleet_file into fleet.yaml (adapt repository.store
-and repository.key to where this repository and its key are now), then run
-  vmkeep points --fleet fleet.yaml
+To restore it: install vmkeep, and run, with where this repository and its key are now,
+  vmkeep rescue STORE --key-file FILE restore {vm} --to FOLDER
+Or, into the hypervisor that it came from, with all that depends on it:
+  vmkeep rescue STORE --key-file FILE show {vm} --only fleet-file > fleet.yaml
+  (adapt repository.store and repository.key in it)
   vmkeep restore {vm} --fleet fleet.yaml --direct
 docs/format.md of vmkeep describes every byte, for a reader of your own.
 """

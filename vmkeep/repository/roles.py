@@ -13,8 +13,6 @@ from typing import Final
 from vmkeep.repository import layout
 
 _PROBE: Final = "probe/"
-_FORGOTTEN: Final = "forgotten/"
-_COLLECTIONS: Final = "gc/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Rights:
 
 
 _OPENING: Final = (layout.FORMAT, layout.KEYS)
-_DECISIONS: Final = (layout.INDEX, layout.POINTS, _FORGOTTEN, _COLLECTIONS)
+_DECISIONS: Final = (layout.INDEX, layout.POINTS, layout.FORGOTTEN, layout.COLLECTIONS)
 
 ROLES: Final = {
     # It must know what is stored already and what the last points hold, but never the data itself.
@@ -49,7 +47,7 @@ ROLES: Final = {
     # It reads packs for the leaves of trees, puts VOID at the decisions of the dead, and tombstones.
     "collector": Rights(
         read=(*_OPENING, *_DECISIONS, layout.OPEN, layout.PACKS, layout.RUNS),
-        put=(layout.POINTS, _FORGOTTEN, _COLLECTIONS),
+        put=(layout.POINTS, layout.FORGOTTEN, layout.COLLECTIONS),
         delete=(layout.OPEN, layout.PACKS, layout.INDEX, layout.POINTS),
     ),
     # While it reads it may say so. It cannot delete that again: whoever can, could also delete the record of

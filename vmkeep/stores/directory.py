@@ -115,8 +115,8 @@ class DirectoryStore:
 
     def _sweep(self, now: float) -> None:
         for entry in self._root.glob(f"{_TEMPORARY}*"):
-            # Another process may have removed it in between.
-            with contextlib.suppress(FileNotFoundError):
+            # Another process may have removed it, or the file system may be mounted for reading only.
+            with contextlib.suppress(OSError):
                 if now - entry.stat().st_mtime > _STALE_AFTER:
                     entry.unlink()
 

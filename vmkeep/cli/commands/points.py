@@ -1,7 +1,9 @@
-"""Commands about what was saved: `points`, `show`."""
+"""Commands about what was saved: `points`, `show`, `rescue`."""
 
 # ruff: noqa: PLC0415  (a command imports what it needs when it runs: see the package)
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +46,70 @@ def show(
         shown.show_files(fleet, vm, session, files, as_json=json)
 
 
+class Action(StrEnum):
+    """What is rescued."""
+
+    LIST = "list"
+    SHOW = "show"
+    RESTORE = "restore"
+
+
+class Text(StrEnum):
+    """A text that lies in a recovery point."""
+
+    FLEET_FILE = "fleet-file"
+    DEFINITION = "definition"
+    INSTRUCTIONS = "instructions"
+
+
+def rescue(  # noqa: PLR0913  (each option is one)
+    store: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.", show_default=False)],
+    action: Annotated[Action, typer.Argument(help="What to do.")] = Action.LIST,
+    vm: Annotated[str | None, typer.Argument(help="The VM; all by default.", show_default=False)] = None,
+    session: Annotated[
+        str | None,
+        typer.Argument(help="The recovery point; the newest complete one by default.", show_default=False),
+    ] = None,
+    *,
+    key_file: options.KeyFile = None,
+    passphrase_env: options.PassphraseVariable = None,
+    s3_endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="Of an S3 service that is not AWS.")
+    ] = None,
+    region: Annotated[str | None, typer.Option(help="Of the S3 service.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="restore: where to; a folder for each VM is made in it."),
+    ] = None,
+    only: Annotated[Text | None, typer.Option(help="show: print this text, and nothing else.")] = None,
+    tar: Annotated[
+        bool, typer.Option("--tar", help="restore: files as tar archives; needs no root.")
+    ] = False,
+    owners: Annotated[
+        bool, typer.Option("--owners/--no-owners", help="restore: give files their owners; needs root.")
+    ] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="restore: replace what is there.")] = False,
+    json: options.Json = False,
+) -> None:
+    """List, show and restore what a store holds, with its key and nothing else: no fleet file, no Prefect."""
+    from vmkeep.cli import rescue as rescued
+    from vmkeep.errors import InputError
+    from vmkeep.operations.rescue import How
+
+    source = rescued.Source(store, s3_endpoint, region, key_file, passphrase_env)
+    if action is Action.LIST:
+        rescued.list_points(source, vm, as_json=json)
+    elif action is Action.SHOW:
+        if vm is None:
+            raise InputError("say which VM to show; 'vmkeep rescue STORE list' has them")
+        rescued.show_point(source, vm, session, only and only.value.replace("-", "_"), as_json=json)
+    else:
+        if to is None:
+            raise InputError("say where to restore to: --to FOLDER")
+        how = How(archives=tar, owners=owners, overwrite=overwrite)
+        rescued.restore(source, rescued.Which(vm, session), to, how, as_json=json)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command(epilog=examples("vmkeep points", "vmkeep points db1 --json"))(points)
@@ -52,3 +118,11 @@ def add_to(app: typer.Typer) -> None:
             "vmkeep show db1", "vmkeep show db1 20260101T01", "vmkeep show db1 --files filesystems.exports"
         )
     )(show)
+    app.command(
+        epilog=examples(
+            "vmkeep rescue /mnt/backups --key-file shop.key",
+            "vmkeep rescue s3://vmkeep-shop/prod --key-file shop.key show db1",
+            "vmkeep rescue s3://vmkeep-shop/prod --key-file shop.key show db1 --only fleet-file > fleet.yaml",
+            "vmkeep rescue s3://vmkeep-shop/prod --key-file shop.key restore db1 --to ./rescued",
+        )
+    )(rescue)
