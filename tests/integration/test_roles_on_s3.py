@@ -6,6 +6,7 @@ import pytest
 
 from vmkeep.cli import main
 from vmkeep.errors import AccessError, NotFoundError
+from vmkeep.operations import repositories
 from vmkeep.stores import open_store
 from vmkeep.testing.seaweed import USERS, principal
 from vmkeep.testing.site import FLEET, Site
@@ -141,6 +142,25 @@ def test_a_restorer_cannot_delete(roles):
     for key in keys(roles, ""):
         with pytest.raises(AccessError):
             roles.store("restorer").delete(key)
+
+
+def test_a_collector_frees_the_space_of_what_it_forgets(roles):
+    roles.become("writer")
+    roles.run("backup")
+    for disk in ("root", "data"):
+        roles.write("db1", disk, seed="later")
+    roles.run("backup")
+    roles.become("collector")
+    old, new = roles.points("db1")
+
+    with repositories.open_repository(roles.file) as repository:
+        repository.forget(old, "retention")
+        collected = repository.collect()
+
+    assert (collected.packs > 0, collected.locked) == (True, 0)
+    roles.become("restorer")
+    assert [point.session for point in roles.points("db1")] == [new.session]
+    assert roles.run("verify").exit_code == 0
 
 
 def test_a_collector_deletes_packs_and_points_but_no_keys(roles):

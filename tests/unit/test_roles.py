@@ -1,13 +1,16 @@
 """Each role does its whole work with the rights it has, and has no others."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
+from vmkeep.disks.device import Extent
 from vmkeep.errors import AccessError
 from vmkeep.operations.policy import Place, policy
-from vmkeep.repository import Repository
+from vmkeep.repository import Repository, SavedComponent
 from vmkeep.repository.roles import ROLES
 from vmkeep.stores import MemoryStore
-from vmkeep.testing.repositories import KEY, BytesDisk, backup, contents, small_repository
+from vmkeep.testing.repositories import CHUNK, KEY, BytesDisk, backup, contents, point, small_repository
 from vmkeep.testing.roles import RestrictedStore
 
 CONTENT = {"root": b"r" * 90_000, "data": bytes(range(256)) * 300}
@@ -48,6 +51,67 @@ def test_a_writer_inherits_an_unchanged_disk_without_reading_packs(store, tmp_pa
 
     assert (ref, stats.read) == (parent, 0)
     assert [one for one in restricted.denied if one[0] == "get"] == []
+
+
+def test_a_writer_reads_a_disk_whole_where_it_would_need_the_leaves_of_its_parent(store, tmp_path):
+    first = backup(as_role("writer", store)[1], tmp_path / "s", CONTENT)
+    parent = first.components["filesystems.root"].disks["root"]
+    changed = b"c" * CHUNK + CONTENT["root"][CHUNK:]
+
+    with as_role("writer", store)[1].begin(vm="db1", run="run-2", spool=tmp_path / "s") as session:
+        ref, stats = session.save_disk(BytesDisk(changed), parent=parent, changed=[Extent(0, CHUNK)])
+        session.record(SavedComponent("filesystems.root", {"root": ref}, stats=stats))
+        session.upload()
+        saved = session.seal(point(session.recorded()))
+
+    assert contents(Repository.open(store, KEY), saved) == {"root": changed}
+
+
+def test_a_writer_inherits_nothing_blindly_while_a_collection_is_under_way(store, tmp_path):
+    first = backup(as_role("writer", store)[1], tmp_path / "s", CONTENT)
+    owner = Repository.open(store, KEY)
+    (pack, *_) = owner.committed.refresh().packs
+    owner.committed.collections.condemn("1", frozenset({pack.name}))
+    parent = first.components["filesystems.root"].disks["root"]
+
+    with as_role("writer", store)[1].begin(vm="db1", run="run-2", spool=tmp_path / "s") as session:
+        _, stats = session.save_disk(BytesDisk(CONTENT["root"]), parent=parent, changed=())
+
+    assert stats.read == len(CONTENT["root"])
+
+
+def test_a_collector_deletes_what_is_forgotten(store, tmp_path):
+    old = backup(as_role("writer", store)[1], tmp_path / "s", CONTENT, run="run-1")
+    new = backup(as_role("writer", store)[1], tmp_path / "s", {"root": b"n" * 9000}, run="run-2")
+    restricted, collector = as_role("collector", store)
+
+    collector.forget(old, "retention")
+    collected = collector.collect()
+
+    assert (restricted.denied, collected.packs > 0, collected.locked) == ([], True, 0)
+    assert contents(Repository.open(store, KEY), new) == {"root": b"n" * 9000}
+
+
+def test_a_collector_fences_who_is_dead(store, tmp_path):
+    writer = as_role("writer", store)[1]
+    writer.begin(vm="db1", run="run-1", spool=tmp_path / "s").close()
+    restricted, collector = as_role("collector", store)
+
+    collector.collect(now=datetime.now(UTC) + timedelta(days=30))
+
+    assert restricted.denied == []
+    assert list(store.list("open/")) == []
+
+
+def test_a_restorer_says_that_it_reads(store, tmp_path):
+    saved = backup(Repository.open(store, KEY), tmp_path / "s", CONTENT)
+    restricted, restorer = as_role("restorer", store)
+
+    with restorer.reading(saved):
+        assert len(list(store.list("open/"))) == 1
+        assert contents(restorer, saved) == CONTENT
+
+    assert {verb for verb, _ in restricted.denied} == {"delete"}
 
 
 def test_a_writer_continues_what_it_began(store, tmp_path):

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import ConflictError, IntegrityError, NotFoundError
+from vmkeep.errors import AccessError, ConflictError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
 from vmkeep.repository.committed import INDEX_KIND, list_points
 from vmkeep.repository.decision import Decision, decide, decode
@@ -63,6 +63,10 @@ class Identity:
     nonce: str
     """Tells our decision from another's."""
     origin: Origin
+
+
+class _LeafDeniedError(AccessError):
+    """These credentials may not read packs, and so no leaves."""
 
 
 class Session:
@@ -125,20 +129,23 @@ class Session:
         Args:
             parent: the same disk in an earlier point.
             changed: all ranges that may differ from *parent*: only these are read. Without it, all extents
-                are read, and what the repository has already is not stored again.
+                are read, and what the repository has already is not stored again. So it is too where the
+                credentials may not read packs and the leaves of *parent* are needed (see `roles`).
             progress: told how many bytes were read since the last call.
 
         Raises:
             SourceError: the disk is not readable.
             TemporaryError: the spool's disk is full, or it is at its limit and the store is away.
         """
-        inherited = None
+        format_ = self._repository.format
         if parent is not None and changed is not None:
             doubtful = self._doubtful or not self._is_kept(parent)
             inherited = Inherited(
                 parent, changed, lambda leaf: self._inheritable(leaf, doubtful=doubtful), self._read_leaf
             )
-        return save_disk(source, self._packer, self._repository.format, inherited, progress)
+            with contextlib.suppress(_LeafDeniedError):
+                return save_disk(source, self._packer, format_, inherited, progress)
+        return save_disk(source, self._packer, format_, None, progress)
 
     def save_stream(
         self, blocks: Iterable[Buffer], *, progress: Callable[[int], None] | None = None
@@ -267,7 +274,10 @@ class Session:
         return False
 
     def _read_leaf(self, leaf: bytes) -> bytes:
-        return bytes(self._repository.trees.chunks.get(leaf))
+        try:
+            return bytes(self._repository.trees.chunks.get(leaf))
+        except AccessError as error:
+            raise _LeafDeniedError(str(error)) from error
 
     def _component_key(self, name: str) -> str:
         return f"{self.id}/{name}"
