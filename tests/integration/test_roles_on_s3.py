@@ -1,5 +1,6 @@
 """Whole runs on a real S3 service, each with exactly the rights of its role."""
 
+import hashlib
 import json
 
 import pytest
@@ -142,6 +143,21 @@ def test_a_restorer_cannot_delete(roles):
     for key in keys(roles, ""):
         with pytest.raises(AccessError):
             roles.store("restorer").delete(key)
+
+
+def test_a_restorer_rescues_from_the_bucket_with_the_key_alone(roles, monkeypatch):
+    before = roles.digest("app1")
+    roles.become("writer")
+    roles.run("backup")
+    options = roles.seaweed.options_of("restorer")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", options.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", options.secret_key)
+    source = ["rescue", f"s3://{roles.bucket}/prod", "--s3-endpoint", roles.seaweed.endpoint_url]
+    out = roles.folder / "out"
+
+    assert main([*source, "--key-file", str(roles.folder / "key"), "restore", "app1", "--to", str(out)]) == 0
+
+    assert hashlib.sha256((out / "app1/root.raw").read_bytes()).hexdigest() == before
 
 
 def test_a_collector_frees_the_space_of_what_it_forgets(roles):
