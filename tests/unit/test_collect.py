@@ -7,6 +7,7 @@ import pytest
 
 from vmkeep.errors import AccessError, ConflictError, IntegrityError, NotFoundError, UnsupportedError
 from vmkeep.repository import Repository
+from vmkeep.repository.roles import ROLES
 from vmkeep.stores import DirectoryStore, MemoryStore
 from vmkeep.testing.repositories import (
     CHUNK,
@@ -18,6 +19,7 @@ from vmkeep.testing.repositories import (
     save,
     small_repository,
 )
+from vmkeep.testing.roles import RestrictedStore
 
 SHARED = random.Random(1).randbytes(20 * CHUNK)
 ONLY_OLD = random.Random(2).randbytes(30 * CHUNK)
@@ -41,6 +43,11 @@ def repository(store):
 def again(repository):
     """The same repository as another process has it."""
     return Repository.open(repository.store, KEY)
+
+
+def as_role(role, repository):
+    """The same repository with the rights of a role only."""
+    return Repository.open(RestrictedStore(repository.store, ROLES[role]), KEY)
 
 
 def objects(repository, prefix):
@@ -136,6 +143,18 @@ def test_a_backup_that_begins_behind_the_list_does_not_count_on_it(repository, t
     assert contents(again(repository), fourth) == OLD
 
 
+def test_a_collector_needs_no_more_rights_than_its_role_has(repository, tmp_path):
+    old, new = two_points(repository, tmp_path)
+    again(repository).begin(vm="app1", run="run-3", spool=tmp_path / "app1").close()
+    collector = as_role("collector", repository)
+    collector.forget(old, "retention")
+
+    done = collector.collect(now=datetime.now(UTC) + LATER)
+
+    assert done.packs > 0 == done.locked
+    assert contents(again(repository), new) == NEW
+
+
 def test_a_session_that_died_is_fenced_and_its_packs_are_deleted(repository, tmp_path):
     _, new = two_points(repository, tmp_path)
     size = sum(info.size for info in repository.store.list("packs/"))
@@ -175,6 +194,18 @@ def test_a_reader_that_died_is_not_waited_for_for_ever(repository, tmp_path):
     assert again(repository).collect().waits_for
 
     assert again(repository).collect(now=datetime.now(UTC) + LATER).packs
+    assert objects(repository, "open/") == []
+
+
+def test_a_reader_that_may_not_delete_says_that_it_left(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    with as_role("restorer", repository).reading(old):
+        repository.forget(old, "retention")
+        assert again(repository).collect().waits_for
+    assert len(objects(repository, "open/")) == 2
+
+    assert as_role("collector", repository).collect().packs
+
     assert objects(repository, "open/") == []
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 import typer
 
-from vmkeep.cli.commands import fleets, keys, machine, points, runs
+from vmkeep.cli.commands import fleets, keys, machine, points, prune, runs
 from vmkeep.cli.console import complain
 from vmkeep.cli.options import examples, version
 from vmkeep.errors import VmkeepError
@@ -48,7 +48,7 @@ def _build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(version)
-    for module in (fleets, runs, points, keys, machine):
+    for module in (fleets, runs, points, prune, keys, machine):
         module.add_to(app)
     return app
 

@@ -162,7 +162,9 @@ def _chosen(request: Request, *, single: bool) -> Iterator[_Chosen]:
         raise InputError(f"say from which component: {choices}")
     with repositories.open_repository(file) as repository:
         session = choose_points(file.fleet, Selection({vm: components}), repository, request)[vm]
-        yield _Chosen(file, vm, repository.point(vm, session), repository, components)
+        point = repository.point(vm, session)
+        with repository.reading(point):
+            yield _Chosen(file, vm, point, repository, components)
 
 
 def _has_files(file: FleetFile, vm: str, component: str) -> bool:

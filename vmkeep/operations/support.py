@@ -26,12 +26,15 @@ def notices(file: FleetFile) -> list[str]:
     """Return one sentence for each declared thing that is kept for later and harms nothing now."""
     told = []
     if file.fleet.repository.retention is not None:
-        told.append("repository.retention: this version never removes a recovery point; all are kept")
-    told += [
-        f"schedules.{name}: this version has no {name}; no deployment is made for it"
-        for name in ("drill", "prune")
-        if getattr(file.fleet.schedules, name) is not None
-    ]
+        told.append(
+            "repository.retention: nothing is removed by itself; 'vmkeep prune' removes what it does not keep"
+        )
+    if file.fleet.schedules.drill is not None:
+        told.append("schedules.drill: this version has no drill; no deployment is made for it")
+    if file.fleet.schedules.prune is not None:
+        told.append(
+            "schedules.prune: no deployment is made for it; let cron or a systemd timer run 'vmkeep prune'"
+        )
     return told
 
 

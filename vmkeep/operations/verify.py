@@ -66,7 +66,9 @@ def verify_chosen(run: Run, step: Step, progress: Callable[[int], None]) -> Step
         IntegrityError: something of it is damaged.
     """
     (name,) = step.vms
-    return _verify(run, run.point(name), run.request.share, progress)
+    point = run.point(name)
+    with run.repository.reading(point):
+        return _verify(run, point, run.request.share, progress)
 
 
 def _verify(run: Run, point: Point, share: float, progress: Callable[[int], None]) -> StepReport:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from vmkeep.stores.base import Store
 
 _KIND: Final = "open"
+_LEFT: Final = ".left"
+"""Ends the name of the note that a reader left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ def reading(store: Store, keys: Keys, *, vm: str, session: str) -> Iterator[None
     finally:
         # It harms nobody if it stays: a collector that meets it waits for a while, then removes it.
         with contextlib.suppress(VmkeepError):
-            store.delete(layout.open_record(reader))
+            _leave_reader(store, reader)
 
 
 def leave(store: Store, session: str) -> None:
@@ -85,7 +87,7 @@ def leave(store: Store, session: str) -> None:
 
 def names(store: Store) -> frozenset[str]:
     """Return the sessions that are open, or were not tidied up."""
-    return frozenset(info.key.removeprefix(layout.OPEN) for info in store.list(layout.OPEN))
+    return frozenset(name for name in _listed(store) if not name.endswith(_LEFT))
 
 
 def settle(store: Store, keys: Keys, *, now: datetime, dead_after: timedelta) -> tuple[Visitor, ...]:
@@ -97,7 +99,11 @@ def settle(store: Store, keys: Keys, *, now: datetime, dead_after: timedelta) ->
     Raises:
         IntegrityError: a record is damaged.
     """
-    present = sorted(names(store))
+    there = _listed(store)
+    present = sorted(name for name in there if not name.endswith(_LEFT))
+    left = {name.removesuffix(_LEFT) for name in there if name.endswith(_LEFT)}
+    for session in left.difference(present):
+        leave(store, f"{session}{_LEFT}")
     if not present:
         return ()
     decided = {info.key for info in store.list(layout.POINTS)}
@@ -107,14 +113,27 @@ def settle(store: Store, keys: Keys, *, now: datetime, dead_after: timedelta) ->
         visitor = _read(store, keys, session)
         if visitor is None:
             continue
-        over = visitor.decision in decided or session in gone
+        over = visitor.decision in decided or session in gone or (not visitor.decision and session in left)
         if not over and now - visitor.begun < dead_after:
             alive.append(visitor)
             continue
         if not over and visitor.decision:
             _fence(store, keys, visitor)
         leave(store, session)
+        if session in left:
+            leave(store, f"{session}{_LEFT}")
     return tuple(alive)
+
+
+def _listed(store: Store) -> frozenset[str]:
+    return frozenset(info.key.removeprefix(layout.OPEN) for info in store.list(layout.OPEN))
+
+
+def _leave_reader(store: Store, reader: str) -> None:
+    try:
+        store.delete(layout.open_record(reader))
+    except AccessError:  # who may only read the repository puts a note instead
+        store.put_if_absent(layout.open_record(f"{reader}{_LEFT}"), b"")
 
 
 def _fence(store: Store, keys: Keys, writer: Visitor) -> None:
