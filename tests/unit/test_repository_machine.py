@@ -1,7 +1,9 @@
-"""Any order of saving, sealing, crashing, resuming and damage to the spool, against a dictionary."""
+"""Any order of saving, sealing, crashing, resuming, forgetting and collecting, against a dictionary."""
 
 import shutil
 import tempfile
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 from hypothesis import settings
@@ -30,6 +32,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.store = MemoryStore()
         small_repository(self.store)
         self.sealed = {}
+        self.forgotten = set()
         self.recorded = {}
         self.sessions = {}
         self.runs = dict.fromkeys(VMS, 0)
@@ -102,6 +105,19 @@ class RepositoryMachine(RuleBasedStateMachine):
             decide(self.store, Repository.open(self.store, KEY).keys, key, Decision("collector", None, "x"))
 
     @rule(vm=st.sampled_from(VMS))
+    def forget(self, vm):
+        repository = Repository.open(self.store, KEY)
+        for saved in repository.points(vm)[:1]:
+            repository.forget(saved, "retention")
+            self.forgotten.add(saved.session)
+
+    @rule(dead_after=st.sampled_from([timedelta(0), timedelta(days=7)]))
+    def collect(self, dead_after):
+        """It may end anywhere; the next one carries on."""
+        with suppress(TemporaryError, Killed):
+            self.open().collect(dead_after=dead_after)
+
+    @rule(vm=st.sampled_from(VMS))
     def end_the_run(self, vm):
         if vm not in self.sessions:
             self.runs[vm] += 1
@@ -118,8 +134,9 @@ class RepositoryMachine(RuleBasedStateMachine):
     def every_sealed_point_is_what_was_saved(self):
         repository = Repository.open(self.store, KEY)
         found = {each.session: contents(repository, each) for each in repository.points()}
+        assert found.keys().isdisjoint(self.forgotten)
         for session, (expected, certain) in self.sealed.items():
-            assert session in found or not certain
+            assert session in found or not certain or session in self.forgotten
             assert found.get(session, expected) == expected
         assert found.keys() <= self.sealed.keys()
         assert repository.check_objects() == []
