@@ -5,10 +5,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vmkeep.errors import AccessError, ConflictError, IntegrityError, NotFoundError, UnsupportedError
+from vmkeep.errors import (
+    AccessError,
+    ConflictError,
+    IntegrityError,
+    NotFoundError,
+    TemporaryError,
+    UnsupportedError,
+)
 from vmkeep.repository import Repository
+from vmkeep.repository.manifest import SavedComponent
 from vmkeep.repository.roles import ROLES
 from vmkeep.stores import DirectoryStore, MemoryStore
+from vmkeep.testing.faults import Fault, FaultyStore, on
 from vmkeep.testing.repositories import (
     CHUNK,
     KEY,
@@ -235,15 +244,24 @@ def test_chunks_that_are_needed_again_are_stored_again(repository, tmp_path):
 
 
 def test_a_tree_whose_point_is_forgotten_is_not_inherited_blindly(repository, tmp_path):
-    """The leaf is still there, because another point has it too, in effect: but not what is below it."""
-    old, _ = two_points(repository, tmp_path)
-    parent = old.components["filesystems.data"].disks["data"]
+    """Its last leaves share a pack with what is kept; but what is below them is deleted."""
+    disk = random.Random(5).randbytes(60 * CHUNK)
+    with repository.begin(vm="db1", run="run-1", spool=tmp_path / "first") as session:
+        parent, shared = (session.save_disk(BytesDisk(content))[0] for content in (disk, SHARED))
+        session.record(SavedComponent("filesystems.data", {"data": parent, "root": shared}))
+        session.upload()
+        old = session.seal(point(session.recorded()))
+    backup(repository, tmp_path / "second", {"root": SHARED}, run="run-2")
     repository.forget(old, "retention")
-    session = again(repository).begin(vm="db1", run="run-3", spool=tmp_path / "third")
+    assert again(repository).collect().packs
 
-    assert not session._is_kept(parent)
+    with again(repository).begin(vm="db1", run="run-3", spool=tmp_path / "third") as session:
+        ref, _ = session.save_disk(BytesDisk(disk), parent=parent, changed=[])
+        session.record(SavedComponent("filesystems.data", {"data": ref}))
+        session.upload()
+        third = session.seal(point(session.recorded()))
 
-    session.close()
+    assert contents(again(repository), third) == {"data": disk}
 
 
 def test_a_disk_of_a_kept_point_is_inherited_without_reading_its_leaves(repository, tmp_path):
@@ -271,6 +289,25 @@ def test_a_session_whose_point_was_forgotten_cannot_bring_it_back(repository, tm
         again(repository).begin(vm="db1", run="run-1", spool=tmp_path / "spool")
 
     assert again(repository).points() == []
+
+
+def test_a_seal_whose_answer_was_lost_is_not_repeated_for_a_point_that_is_forgotten_now(tmp_path):
+    store = MemoryStore()
+    repository = small_repository(store)
+    faulty = FaultyStore(store, on("put", "points/", Fault.LOST))
+    session = Repository.open(faulty, KEY).begin(vm="db1", run="run-1", spool=tmp_path / "spool")
+    save(session, OLD)
+    session.upload()
+    with pytest.raises(TemporaryError):
+        session.seal(point(session.recorded()))
+    repository.forget(repository.point("db1"), "retention")
+    repository.collect()
+
+    with pytest.raises(ConflictError, match="forgotten"):
+        session.seal(point(session.recorded()))
+
+    # An index that came back would mention packs that are gone, and no record would tell so.
+    assert objects(repository, "index/") == objects(repository, "packs/") == []
 
 
 class LockedStore(MemoryStore):
