@@ -22,7 +22,8 @@ def saved(site):
     """The fleet saved three times, each time with other data; `last: 2` is declared."""
     site.path.write_text(FLEET.replace("key: {file: ./key}}", "key: {file: ./key}, retention: {last: 2}}"))
     for number in range(3):
-        site.write("db1", "data", seed=f"data {number}")
+        for disk in ("root", "data"):  # both: components that are saved at once may share a pack
+            site.write("db1", disk, seed=f"data {number}")
         assert site.run("backup").exit_code == 0
     return site
 
