@@ -9,6 +9,7 @@ VmkeepError
 +- SourceError       the machine or its disk is not in a state to be saved      exit 1
 |  +- SourceChangedError  it ran or changed while it was read
 |  +- DirtyError          a database or file system was not stopped cleanly
+|  +- GuestError          the inside of a running VM refuses, or a command in it failed
 +- IntegrityError    stop and look: stored data is damaged or missing           exit 4
 +- ConflictError     another writer decided first; start a new session          exit 1
 +- PartialError      a run ended with something missing                         exit 3
@@ -86,6 +87,10 @@ class SourceChangedError(SourceError):
 
 class DirtyError(SourceError):
     """A database or file system was not stopped cleanly."""
+
+
+class GuestError(SourceError):
+    """The inside of a running VM refuses something, or a command in it failed."""
 
 
 class IntegrityError(VmkeepError):

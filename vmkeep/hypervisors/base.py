@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.device import DiskSource, DiskTarget, Image
     from vmkeep.fleet.model import VM
+    from vmkeep.guests.base import AgentChannel
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +148,12 @@ class Hypervisor(Protocol):
 
         Raises:
             UnsupportedError: the driver cannot (see `can_start`).
+        """
+
+    def agent(self, name: str) -> AgentChannel:
+        """Return a way to the guest agent of a VM; whether it answers is seen when it is used.
+
+        Raises:
+            UnsupportedError: the driver cannot start VMs.
+            SourceError: the VM does not run, or has no channel for an agent.
         """

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.device import DiskSource, DiskTarget
     from vmkeep.fleet.model import VM
+    from vmkeep.guests.base import AgentChannel
 
 _FORMATS: Final = {"qcow2": "qcow2", "raw": "raw", "img": "raw", "vmdk": "vmdk", "vhdx": "vhdx"}
 """Format by extension, for images that no definition names."""
@@ -182,6 +183,12 @@ class ImagesHypervisor:
         """Raise: images alone cannot run."""
         raise UnsupportedError(
             f"VM {name}: stopping is not supported by driver images (hypervisor {self.name})"
+        )
+
+    def agent(self, name: str) -> AgentChannel:
+        """Raise: nothing runs that could answer."""
+        raise UnsupportedError(
+            f"VM {name}: a guest agent is not supported by driver images (hypervisor {self.name})"
         )
 
     # --- inside ------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.device import DiskSource, DiskTarget
     from vmkeep.fleet.model import VM
+    from vmkeep.guests.base import AgentChannel
 
 _BLOCK: Final = 64 * KiB
 _versions = itertools.count()
@@ -262,6 +263,10 @@ class MemoryHypervisor:
     def stop(self, name: str) -> None:
         """Power the VM off."""
         self._machine(name).running = False
+
+    def agent(self, name: str) -> AgentChannel:
+        """Raise: no guest lives in a machine of memory."""
+        raise SourceError(f"VM {name} has no guest agent")
 
     def _machine(self, name: str) -> _Machine:
         if name not in self._machines:

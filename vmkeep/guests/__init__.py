@@ -1,0 +1,1 @@
+"""The inside of running VMs, reached by guest agent or SSH."""
