@@ -20,7 +20,7 @@ from vmkeep.repository.parallel import for_each
 from vmkeep.stores import S3Options, open_store
 
 STORE = open_store(sys.argv[1], s3=S3Options(os.environ.get("S3_ENDPOINT")))
-SECRET = Secret.passphrase("benchmark")
+SECRET = Secret.key(bytes(range(32)))  # a key file, as `vmkeep init` makes it
 
 
 def save(disk: Path, *, tracked: bool) -> None:

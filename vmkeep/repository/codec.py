@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 RAW: Final = 0
 ZSTD: Final = 1
-LEVEL: Final = 3
-"""11 % less to store than 1, for a third more processor time; see `docs/adr/0012-compression.md`."""
+LEVEL: Final = 2
+"""6 % less to store than 1, for a fifth more processor time; see `docs/adr/0012-compression.md`."""
 _SAMPLED_ABOVE: Final = 128 * KiB
 _SAMPLE: Final = 8 * KiB
 _SAMPLES: Final = 4
