@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
@@ -18,12 +17,15 @@ from vmkeep.repository.session import Identity, Origin, Session
 from vmkeep.repository.spool import Spool
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from pathlib import Path
 
     from vmkeep.repository.repository import Repository
 
 
-def begin(repository: Repository, origin: Origin, folder: Path, spool_limit: int) -> Session:
+def begin(
+    repository: Repository, origin: Origin, folder: Path, spool_limit: int, moment: datetime
+) -> Session:
     """Return a session for *origin* with its spool in *folder*; see `Repository.begin`."""
     layout.check_name("VM", origin.vm)
     spool = Spool(folder)
@@ -31,7 +33,7 @@ def begin(repository: Repository, origin: Origin, folder: Path, spool_limit: int
         identity = _left_behind(repository, spool, origin)
         resumed = identity is not None
         if identity is None:
-            identity = _new_identity(repository, spool, origin)
+            identity = _new_identity(repository, spool, origin, moment)
         announce_writer(
             repository.store, repository.keys, session=identity.session, vm=origin.vm, run=origin.run
         )
@@ -41,9 +43,9 @@ def begin(repository: Repository, origin: Origin, folder: Path, spool_limit: int
         raise
 
 
-def _new_identity(repository: Repository, spool: Spool, origin: Origin) -> Identity:
+def _new_identity(repository: Repository, spool: Spool, origin: Origin, moment: datetime) -> Identity:
     spool.clear()
-    identity = Identity(layout.new_session_id(datetime.now(UTC)), secrets.token_hex(16), origin)
+    identity = Identity(layout.new_session_id(moment), secrets.token_hex(16), origin)
     body = to_json(dataclasses.asdict(identity))
     spool.write_session(sealed.seal(repository.keys, "session", "spool", body))
     return identity

@@ -40,6 +40,11 @@ def new_session_id(now: datetime) -> str:
     return f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(6)}"
 
 
+def time_of_session(session: str) -> datetime:
+    """Return the time that a session's id begins with."""
+    return datetime.strptime(session[:18] + "000", "%Y%m%dT%H%M%S%f").replace(tzinfo=UTC)
+
+
 def is_session_id(text: str) -> bool:
     """Tell whether *text* was made by `new_session_id`."""
     return _SESSION.fullmatch(text) is not None

@@ -97,6 +97,8 @@ class Point:
     """How to restore it by hand, in plain words."""
     fleet_file: str = ""
     """The text of the fleet file that made it."""
+    copy_of: str = ""
+    """The session that first saved this, in another repository; empty for an original."""
 
     @property
     def complete(self) -> bool:

@@ -48,6 +48,7 @@ def encode_point(point: Point) -> dict[str, Any]:
         "components": {name: encode_component(each) for name, each in point.components.items()},
         "missing": dict(point.missing),
         "parent": point.parent,
+        **({"copy_of": point.copy_of} if point.copy_of else {}),
     }
 
 
@@ -63,6 +64,7 @@ def decode_point(record: Mapping[str, Any]) -> Point:
             components={name: decode_component(each) for name, each in record["components"].items()},
             missing=dict(record["missing"]),
             parent=record["parent"],
+            copy_of=str(record.get("copy_of", "")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise IntegrityError(f"a recovery point is malformed: {error!r}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
@@ -30,7 +31,7 @@ from vmkeep.stores.probe import probe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
-    from datetime import datetime, timedelta
+    from datetime import timedelta
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -147,8 +148,15 @@ class Repository:
         """
         return slots.remove_slot(self.store, slot, secret, self.store.get(layout.FORMAT))
 
-    def begin(
-        self, *, vm: str, run: str, spool: Path, fleet: str = "", spool_limit: int = SPOOL_LIMIT
+    def begin(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
+        self,
+        *,
+        vm: str,
+        run: str,
+        spool: Path,
+        fleet: str = "",
+        spool_limit: int = SPOOL_LIMIT,
+        moment: datetime | None = None,
     ) -> Session:
         """Begin to save a VM, or continue what an interrupted process of the same *run* began.
 
@@ -156,6 +164,7 @@ class Repository:
             run: the backup run; what another run left in the spool is dropped, for it saw another snapshot.
             spool: a folder for this VM on the local disk.
             spool_limit: bytes of packs in the spool above which saving waits for uploads.
+            moment: the time by which the point is sorted among others; by default now.
 
         Raises:
             ConflictError: another process uses the spool, or the session was declared dead: begin anew.
@@ -166,7 +175,7 @@ class Repository:
         if not self._probed:
             probe(self.store)
             self._probed = True
-        return begin(self, Origin(vm, run, fleet), spool, spool_limit)
+        return begin(self, Origin(vm, run, fleet), spool, spool_limit, moment or datetime.now(UTC))
 
     def list_points(self, vm: str | None = None) -> list[PointInfo]:
         """Return what a listing says of the recovery points, oldest first; reads none."""
