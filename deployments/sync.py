@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _MANAGED: Final = "managed-by:vmkeep"
 _PAGE: Final = 200
-_OPERATIONS: Final[tuple[Operation, ...]] = ("configure", "backup", "restore", "verify")
+_OPERATIONS: Final[tuple[Operation, ...]] = ("configure", "backup", "restore", "verify", "copy")
 _ROOT: Final = Path(flows.__file__).resolve().parent.parent
 
 
@@ -94,8 +94,10 @@ def deploy(file: FleetFile, *, pool: str = POOL) -> list[Deployed]:
 
 def _wanted(file: FleetFile, pool: str) -> Iterator[_Wanted]:
     for operation in _OPERATIONS:
+        if operation == "copy" and not file.fleet.repository.copies:
+            continue
         flow = generate(file, operation)
-        schedule: Schedule | None = getattr(file.fleet.schedules, operation, None)
+        schedule = file.fleet.schedules.declared().get(operation)
         parameters: dict[str, Any] = {"fleet": str(file.path.absolute())}
         if operation == "verify" and schedule is not None and schedule.sample is not None:
             parameters["percent"] = float(schedule.sample.rstrip("%"))

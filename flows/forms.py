@@ -25,6 +25,8 @@ _WORDS: Final = {
     "rename": 'Restore under other names, VM to name, such as {"db1": "db1-copy"}.',
     "dependencies": "Restore also all that these VMs depend on.",
     "overwrite": "Replace VMs that exist. Without it, no VM that exists is touched.",
+    "repository": "Which copy to read; best is the nearest of those with the newest state.",
+    "copies": "Where to copy to; none means all copies.",
     "percent": "How much of the stored data to read back.",
     "fleet": "Where the worker finds the fleet file.",
 }
@@ -57,6 +59,8 @@ def request(operation: Operation, parameters: dict[str, Any]) -> Request:
         points=dict(parameters.get("points") or {}),
         rename=dict(parameters.get("rename") or {}),
         overwrite=bool(parameters.get("overwrite")),
+        repository=parameters.get("repository"),
+        copies=tuple(parameters.get("copies") or ()),
         share=float(parameters.get("percent") or 100.0) / 100.0,
         dependencies=bool(parameters.get("dependencies")),
     )
@@ -68,7 +72,10 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
     parts = [part for vm in fleet.vms.values() for part in fleets.component_names(vm)]
     kinds = tuple(dict.fromkeys([*(kind for kind in fleets.Kind if _used(kind, parts)), *sorted(set(parts))]))
     fields: list[tuple[str, Any, Any]] = [("vms", _several(names), [])]
-    if operation != "configure":
+    copies = tuple(fleet.repository.copies)
+    if operation == "copy":
+        fields.append(("copies", _several(copies), []))
+    elif operation != "configure":
         fields.append(("components", _several(tuple(map(str, kinds))), []))
     if operation == "restore":
         fields += [
@@ -80,11 +87,19 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
         ]
     if operation == "verify":
         fields.append(("percent", Annotated[float, Field(gt=0, le=100)], 100.0))
+    if operation == "restore" and copies:
+        fields.append(("repository", _one_of((fleets.BEST, fleets.PRIMARY, *copies)), fleets.BEST))
+    if operation == "verify" and copies:
+        fields.append(("repository", _one_of((fleets.PRIMARY, *copies)), fleets.PRIMARY))
     return [*fields, ("fleet", str, str(file.path.absolute()))]
 
 
 def _used(kind: fleets.Kind, parts: list[str]) -> bool:
     return any(fleets.kind_of(part) is kind for part in parts)
+
+
+def _one_of(names: tuple[str, ...]) -> Any:
+    return Literal.__getitem__(names)
 
 
 def _several(names: tuple[str, ...]) -> Any:

@@ -32,6 +32,7 @@ DESCRIPTIONS: dict[Operation, str] = {
     "backup": "Save the VMs: one recovery point for each, sealed when all that was read is in the store.",
     "restore": "Restore VMs in the order of their dependencies, each checked before the next.",
     "verify": "Read recovery points back and check every chunk.",
+    "copy": "Copy recovery points into the other repositories of the fleet: what these lack.",
 }
 
 

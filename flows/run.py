@@ -44,7 +44,9 @@ def run_flow(request: Request, *, observer: Observer | None = None, resume: str 
 def parameters(request: Request) -> dict[str, Any]:
     """Return *request* as the parameters of its flow."""
     given: dict[str, Any] = {"vms": list(request.targets), "fleet": str(request.fleet.absolute())}
-    if request.operation != "configure":
+    if request.operation == "copy":
+        given["copies"] = list(request.copies)
+    elif request.operation != "configure":
         given["components"] = list(request.kinds)
     if request.operation == "restore":
         given |= {
@@ -56,4 +58,6 @@ def parameters(request: Request) -> dict[str, Any]:
         }
     if request.operation == "verify":
         given["percent"] = request.share * 100
+    if request.repository is not None:
+        given["repository"] = request.repository
     return given

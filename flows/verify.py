@@ -17,7 +17,10 @@ def verify(
     vms: list[str] | None = None,
     components: list[str] | None = None,
     percent: float = 100.0,
+    repository: str | None = None,
 ) -> State[Any]:
     """Read recovery points of the fleet in the file *fleet* back."""
-    given = {"fleet": fleet, "vms": vms, "components": components, "percent": percent}
+    given = {
+        "fleet": fleet, "vms": vms, "components": components, "percent": percent, "repository": repository,
+    }  # fmt: skip
     return carry_out(forms.request("verify", given))

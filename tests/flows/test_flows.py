@@ -10,6 +10,7 @@ from vmkeep.errors import InputError, SourceChangedError, TemporaryError
 from vmkeep.operations import backup, repositories, steps
 from vmkeep.operations.retry import attempts
 from vmkeep.planning import Verb
+from vmkeep.repository import Repository
 from vmkeep.testing.faults import Fault
 from vmkeep.testing.site import faulty
 
@@ -261,3 +262,18 @@ def test_events_tell_automations_what_was_sealed_and_what_was_not(site):
                 return
             time.sleep(0.1)
     raise AssertionError(mine)
+
+
+def test_recovery_points_are_copied_by_a_flow(site):
+    text = site.path.read_text()
+    copies = "key: {file: ./key}, copies: {nas: {store: ./nas, key: {file: ./key}}}"
+    site.path.write_text(text.replace("key: {file: ./key}", copies))
+    there = site.file.at("nas")
+    Repository.init(repositories.store_of(there), repositories.secret_of(there)).close()
+    site.run("backup")
+
+    report = run(site, "copy")
+
+    assert report.exit_code == 0
+    with repositories.open_repository(there) as repository:
+        assert {point.vm for point in repository.points()} == {"db1", "app1"}

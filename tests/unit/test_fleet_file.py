@@ -288,3 +288,33 @@ def test_a_damaged_file_loads_or_is_a_fleet_error_and_nothing_else(data):
     except FleetError as error:
         if not error.problems:
             pytest.fail("an error without a problem")
+
+
+def test_a_copy_takes_the_place_of_the_repository():
+    file = loads(FLEET.replace("s3: {", "copies: {nas: {store: /mnt/nas, key: {file: nas.key}}}\n  s3: {"))
+
+    there = file.at("nas").fleet.repository
+
+    assert (there.store, str(there.key.file), there.s3) == ("/mnt/nas", "nas.key", None)
+    assert file.at("primary").fleet.repository == file.at(None).fleet.repository == file.fleet.repository
+
+
+@pytest.mark.parametrize(
+    ("copies", "problem"),
+    [
+        ("{nas: {store: 's3://bucket/prod', key: {file: k}}}", "is the store of the repository"),
+        ("{best: {store: /mnt/nas, key: {file: k}}}", "has a meaning of its own"),
+        ("{nas: {store: 'ftp://nas', key: {file: k}}}", "ftp:// is no store"),
+        ("{nas: {store: /mnt/nas, key: {file: k}, s3: {region: x}}}", "works with a store s3://"),
+    ],
+)
+def test_a_copy_that_cannot_be_one_is_told(copies, problem):
+    (found,) = problems_of(changed(("s3: {", f"copies: {copies}\n  s3: {{")))
+
+    assert problem in found
+
+
+def test_a_schedule_of_copies_needs_a_place_to_copy_to():
+    (found,) = problems_of(changed(("schedules:\n", 'schedules:\n  copy: {cron: "0 3 * * *"}\n')))
+
+    assert "nowhere to copy to" in found

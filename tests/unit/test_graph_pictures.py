@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 
 from vmkeep.fleet import component_names, graph, load, loads, select
-from vmkeep.planning import limits_of, plan_backup, plan_restore, simulate
+from vmkeep.planning import Verb, limits_of, plan_backup, plan_restore, simulate
 from vmkeep.reports.fleet_picture import fleet_svg
 from vmkeep.reports.graph_text import fleet_dot, fleet_mermaid, plan_dot, plan_mermaid
 from vmkeep.reports.layout import Box, layered
-from vmkeep.reports.plan_picture import plan_svg
+from vmkeep.reports.plan_picture import VERB_COLOURS, plan_svg
 from vmkeep.reports.tables import plan_rows, plan_text
 from vmkeep.testing import strategies
 
@@ -124,3 +124,7 @@ def test_no_boxes_overlap_and_edges_go_to_the_right(plan):
 def test_every_fleet_and_its_plans_can_be_drawn(fleet):
     for picture in (fleet_svg(fleet), plan_svg(plan_backup(fleet, select(fleet)))):
         ET.fromstring(picture)  # noqa: S314  # our own
+
+
+def test_every_verb_has_its_colours():
+    assert set(VERB_COLOURS) == set(Verb)

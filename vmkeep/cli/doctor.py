@@ -165,15 +165,20 @@ def _fleet(path: Path) -> Iterator[Check]:
     try:
         file = load(path)
         yield Check("fleet file", good=True, found=f"{path}: fleet {file.fleet.fleet}")
-        yield _repository(file)
+        yield _repository(file, "repository")
+        for name in file.fleet.repository.copies:
+            yield _repository(file.at(name), f"copy {name}")
     except VmkeepError as error:
         yield Check("fleet and repository", good=False, found=str(error))
 
 
-def _repository(file: FleetFile) -> Check:
-    store = repositories.store_of(file)
-    if not has_repository(store):
-        return Check("repository", good=True, found=f"none in {store.url} yet: 'vmkeep init' makes one")
-    with repositories.open_repository(file) as repository:
-        count = len(repository.list_points())
-    return Check("repository", good=True, found=f"{store.url}: {count} recovery points")
+def _repository(file: FleetFile, what: str) -> Check:
+    try:
+        store = repositories.store_of(file)
+        if not has_repository(store):
+            return Check(what, good=True, found=f"none in {store.url} yet: 'vmkeep init' makes one")
+        with repositories.open_repository(file) as repository:
+            count = len(repository.list_points())
+    except VmkeepError as error:
+        return Check(what, good=False, found=str(error))
+    return Check(what, good=True, found=f"{store.url}: {count} recovery points")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmkeep.cli.console import out, print_json, warn
 from vmkeep.cli.fleet_file import load
@@ -15,6 +15,7 @@ from vmkeep.stores.probe import probe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmkeep.fleet import FleetFile
     from vmkeep.stores import Store
 
 
@@ -26,7 +27,7 @@ def init(path: Path, *, as_json: bool) -> None:
         InputError: the store cannot hold a repository.
         AccessError: there is a repository, and the key does not open it.
     """
-    done = _repository(path) if path.exists() else _fleet_file(path)
+    done: dict[str, Any] = _repositories(path) if path.exists() else _fleet_file(path)
     if as_json:
         print_json(done)
     else:
@@ -52,10 +53,20 @@ def _fleet_file(path: Path) -> dict[str, str]:
     return {"fleet_file": str(path), "state": "written", "message": message}
 
 
-def _repository(path: Path) -> dict[str, str]:
+def _repositories(path: Path) -> dict[str, Any]:
+    """Make what is missing of the repository and its copies."""
     file = load(path)
+    found = _repository(file)
+    copies = {name: _repository(file.at(name)) for name in file.fleet.repository.copies}
+    if not copies:
+        return found
+    told = [f"copy {name}: {one['message']}" for name, one in copies.items()]
+    return {**found, "copies": copies, "message": "\n".join([found["message"], *told])}
+
+
+def _repository(file: FleetFile) -> dict[str, Any]:
     store = repositories.store_of(file)
-    found = {"fleet_file": str(path), "store": store.url}
+    found = {"fleet_file": str(file.path), "store": store.url}
     try:
         if has_repository(store):
             Repository.open(store, repositories.secret_of(file)).close()

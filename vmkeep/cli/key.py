@@ -10,13 +10,13 @@ from rich.text import Text
 
 from vmkeep.cli import secret as secrets
 from vmkeep.cli.console import local_time, out, print_json, print_table, warn
-from vmkeep.cli.fleet_file import load
 from vmkeep.operations import repositories
 from vmkeep.repository import Repository, generate_key_file, list_slots
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmkeep.fleet import FleetFile
     from vmkeep.repository import Secret, Slot
 
 _KINDS: Final = {"key": "a key file", "passphrase": "a passphrase"}
@@ -35,9 +35,9 @@ def new(path: Path) -> None:
     warn("keep a copy of it elsewhere")
 
 
-def list_all(fleet: Path, *, as_json: bool) -> None:
+def list_all(file: FleetFile, *, as_json: bool) -> None:
     """Print the key slots; needs no key."""
-    store = repositories.store_of(load(fleet))
+    store = repositories.store_of(file)
     try:
         slots = list_slots(store)
     finally:
@@ -50,41 +50,41 @@ def list_all(fleet: Path, *, as_json: bool) -> None:
         out().print(f"{store.url} holds no repository; make one with 'vmkeep init'", markup=False)
 
 
-def add(fleet: Path, slot: str, key_file: Path | None, variable: str | None) -> None:
+def add(file: FleetFile, slot: str, key_file: Path | None, variable: str | None) -> None:
     """Let another secret open the repository too.
 
     Raises:
         InputError: the slot exists, or no secret was given.
         AccessError: the fleet's own key does not open the repository.
     """
-    with repositories.open_repository(load(fleet)) as repository:
+    with repositories.open_repository(file) as repository:
         added = secrets.given(key_file, variable) or secrets.ask(f"New passphrase of slot {slot}", again=True)
         repository.add_slot(slot, added)
         url = repository.store.url
     out().print(f"slot {slot} opens {url} from now on; 'vmkeep key check' tries a key", markup=False)
 
 
-def remove(fleet: Path, slot: str, key_file: Path | None, variable: str | None) -> None:
+def remove(file: FleetFile, slot: str, key_file: Path | None, variable: str | None) -> None:
     """Take a secret's access away.
 
     Raises:
         InputError: the key at hand opens no other slot.
         NotFoundError: there is no such slot.
     """
-    repository, secret = _open(fleet, key_file, variable)
+    repository, secret = _open(file, key_file, variable)
     with repository:
         kept = repository.remove_slot(slot, secret)
         url = repository.store.url
     out().print(f"removed slot {slot} of {url}; the key at hand opens slot {kept}, which stays", markup=False)
 
 
-def check(fleet: Path, key_file: Path | None, variable: str | None, *, as_json: bool) -> None:
+def check(file: FleetFile, key_file: Path | None, variable: str | None, *, as_json: bool) -> None:
     """Say which slots a secret opens.
 
     Raises:
         AccessError: it opens none.
     """
-    repository, secret = _open(fleet, key_file, variable)
+    repository, secret = _open(file, key_file, variable)
     with repository:
         opened = repository.slots_opened_by(secret)
         url = repository.store.url
@@ -94,9 +94,8 @@ def check(fleet: Path, key_file: Path | None, variable: str | None, *, as_json: 
         out().print(f"this key opens {url}: slot {', '.join(opened)}", markup=False)
 
 
-def _open(fleet: Path, key_file: Path | None, variable: str | None) -> tuple[Repository, Secret]:
+def _open(file: FleetFile, key_file: Path | None, variable: str | None) -> tuple[Repository, Secret]:
     """Open the repository with the secret that was given, by default the fleet's own."""
-    file = load(fleet)
     secret = secrets.given(key_file, variable) or repositories.secret_of(file)
     return Repository.open(repositories.store_of(file), secret), secret
 

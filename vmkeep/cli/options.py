@@ -45,6 +45,14 @@ Points = Annotated[
         "--point", metavar="VM=SESSION", help="Use this recovery point of a VM. Its beginning is enough."
     ),
 ]
+Repository = Annotated[
+    str | None,
+    typer.Option(
+        "--repository",
+        metavar="NAME",
+        help="Use this copy of repository.copies, or 'primary', the repository itself.",
+    ),
+]
 KeyFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A key file (see 'vmkeep key new'), or a passphrase in one."),

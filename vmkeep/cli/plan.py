@@ -15,6 +15,7 @@ from vmkeep.planning import (
     limits_of,
     plan_backup,
     plan_configure,
+    plan_copy,
     plan_restore,
     plan_verify,
     simulate,
@@ -45,7 +46,11 @@ class Preview:
     @property
     def size(self) -> int:
         """Bytes that would be read from VMs, or written into them."""
-        verbs = {Verb.BACKUP, Verb.RESTORE, Verb.VERIFY} if self.plan.operation != "backup" else {Verb.BACKUP}
+        verbs = (
+            {Verb.BACKUP, Verb.RESTORE, Verb.VERIFY, Verb.COPY}
+            if self.plan.operation != "backup"
+            else {Verb.BACKUP}
+        )
         return sum(step.estimate.size for step in self.plan.steps.values() if step.verb in verbs)
 
     @property
@@ -128,6 +133,8 @@ def _plan(file: FleetFile, request: Request, selection: Selection, facts: Facts)
             return plan_restore(file.fleet, selection, facts)
         case "verify":
             return plan_verify(file.fleet, selection, facts, share=request.share)
+        case "copy":
+            return plan_copy(file.fleet, selection, facts, to=request.copies or None)
 
 
 def _sizes(shown: Preview) -> list[str]:
@@ -136,6 +143,8 @@ def _sizes(shown: Preview) -> list[str]:
     if shown.plan.operation == "backup":
         known = "as last time" if shown.facts.new else "all is new to the repository"
         return [f"reads about {format_size(shown.size)}, about {format_size(shown.new)} of it new ({known})"]
+    if shown.plan.operation == "copy":
+        return ["what the copies lack is known when they are read; the sizes are those of the last backup"]
     verb = "writes" if shown.plan.operation == "restore" else "reads back"
     chosen = [f"{vm} from recovery point {session}" for vm, session in shown.points.items()]
     return [*chosen, f"{verb} about {format_size(shown.size)}"]

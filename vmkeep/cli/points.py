@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from vmkeep.repository import Point, PointInfo, Repository
 
 
-def points(path: Path, vm: str | None, *, as_json: bool) -> None:
+def points(path: Path, vm: str | None, place: str | None, *, as_json: bool) -> None:
     """List recovery points, oldest first.
+
+    Args:
+        place: the copy of the repository to look into.
 
     Raises:
         InputError: the VM is neither declared nor in the repository.
         IntegrityError: one is damaged; the others are listed all the same.
     """
-    file = load(path)
+    file = load(path, place)
     with repositories.open_repository(file) as repository:
         if vm is not None and vm not in file.fleet.vms and not repository.list_points(vm):
             raise InputError(

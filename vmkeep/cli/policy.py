@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def policy(fleet: Path, role: str, principals: Sequence[str], *, conditional: bool) -> None:
+def policy(
+    fleet: Path, repository: str | None, role: str, principals: Sequence[str], *, conditional: bool
+) -> None:
     """Print the policy of a role for the fleet's repository; needs neither key nor credentials.
 
     Raises:
         InputError: the repository is not on S3.
     """
-    config = fleets.load(fleet).fleet.repository
+    config = fleets.load(fleet).at(repository).fleet.repository
     if not config.store.startswith("s3://"):
         raise InputError(
             f"{config.store} is a directory, and has no policies: give the folder to a user of its own; see "

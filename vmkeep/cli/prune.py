@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from vmkeep.repository import Collected
 
 
-def prune(path: Path, *, dry_run: bool, dead_after: str, as_json: bool) -> None:
+def prune(path: Path, place: str | None, *, dry_run: bool, dead_after: str, as_json: bool) -> None:
     """Apply the fleet's retention, and collect.
 
     Args:
+        place: the copy of the repository to prune.
         dry_run: only show what would be done.
         dead_after: a duration, such as `7d`.
 
@@ -33,7 +34,7 @@ def prune(path: Path, *, dry_run: bool, dead_after: str, as_json: bool) -> None:
         InputError: the duration is none.
     """
     patience = _duration(dead_after)
-    file = load(path)
+    file = load(path, place)
     with repositories.open_repository(file) as repository:
         decided = operation.decide(file, repository)
         if dry_run:

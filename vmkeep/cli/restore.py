@@ -44,7 +44,7 @@ class Choice:
         return self.folder is not None or self.tar is not None
 
 
-def request_of(choice: Choice, fleet: Path) -> Request:
+def request_of(choice: Choice, fleet: Path, repository: str | None) -> Request:
     """Return the request, after checks that need only the options.
 
     Raises:
@@ -62,6 +62,7 @@ def request_of(choice: Choice, fleet: Path) -> Request:
         rename=parse_pairs(list(choice.rename), option="--as"),
         overwrite=choice.overwrite,
         dependencies=choice.dependencies,
+        repository=repository,
     )
     return request if choice.run is None else _of_run(request, choice.run)
 
@@ -114,6 +115,6 @@ def _check(choice: Choice) -> None:
 
 def _of_run(request: Request, run: str) -> Request:
     """Return the request with the recovery points that *run* made."""
-    file = load(request.fleet)
+    file = load(request.fleet, request.repository)
     with repositories.open_repository(file) as repository:
         return request.model_copy(update={"points": files.points_of_run(file, request, repository, run)})

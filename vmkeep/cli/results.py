@@ -79,7 +79,10 @@ def _step(report: RunReport, name: str) -> dict[str, Any]:
 
 def _cost(report: RunReport) -> StepReport:
     """Return the sum over the steps that moved data; others only repeat it."""
-    moved = {"backup": Verb.BACKUP, "restore": Verb.RESTORE, "verify": Verb.VERIFY}.get(report.operation)
+    by_operation = {
+        "backup": Verb.BACKUP, "restore": Verb.RESTORE, "verify": Verb.VERIFY, "copy": Verb.COPY,
+    }  # fmt: skip
+    moved = by_operation.get(report.operation)
     steps = [done for name, done in report.steps.items() if report.plan.steps[name].verb is moved]
     return StepReport(
         read=sum(done.read for done in steps),

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from vmkeep.cli.console import local_time, out, print_json
-from vmkeep.cli.fleet_file import load
 from vmkeep.cli.points import summary
 from vmkeep.components.files import CATALOGUE
 from vmkeep.components.tree_restore import entries
@@ -21,19 +20,19 @@ from vmkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from vmkeep.components.catalogue import Entry
+    from vmkeep.fleet import FleetFile
     from vmkeep.repository import Point, Repository, SavedComponent
 
 
-def show(path: Path, vm: str, session: str, *, as_json: bool) -> None:
+def show(file: FleetFile, vm: str, session: str, *, as_json: bool) -> None:
     """Print all about one recovery point.
 
     Raises:
         NotFoundError: there is none of this VM and session.
     """
-    with repositories.open_repository(load(path)) as repository:
+    with repositories.open_repository(file) as repository:
         point = repository.point(vm, session)
     print_point(point, as_json=as_json)
 
@@ -47,14 +46,14 @@ def print_point(point: Point, *, as_json: bool) -> None:
         out().print(line)
 
 
-def show_files(path: Path, vm: str, session: str, component: str, *, as_json: bool) -> None:
+def show_files(file: FleetFile, vm: str, session: str, component: str, *, as_json: bool) -> None:
     """List the files of one component, as they would be restored.
 
     Raises:
         NotFoundError: the recovery point does not have it.
         InputError: it was saved as whole disks.
     """
-    with repositories.open_repository(load(path)) as repository:
+    with repositories.open_repository(file) as repository:
         saved = _component_of(repository, vm, session, component)
         if CATALOGUE not in saved.streams:
             raise InputError(f"{vm}/{component} was saved as whole disks: it has no list of files")

@@ -32,13 +32,16 @@ def request_of(fleet: Path, targets: tuple[str, ...], points: tuple[str, ...], s
     )
 
 
-def quick(fleet: Path, *, as_json: bool) -> None:
+def quick(fleet: Path, place: str | None, *, as_json: bool) -> None:
     """Check that every pack is there and as long as it should be.
+
+    Args:
+        place: the copy of the repository to look into.
 
     Raises:
         IntegrityError: one is not.
     """
-    with repositories.open_repository(load(fleet)) as repository:
+    with repositories.open_repository(load(fleet, place)) as repository:
         faults = repository.check_objects()
         packs = len(repository.committed.current().packs)
         url = repository.store.url

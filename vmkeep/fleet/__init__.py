@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmkeep.fleet.loader import FleetFile, load, loads
-from vmkeep.fleet.model import VM, Fleet, Kind
+from vmkeep.fleet.model import BEST, PRIMARY, VM, Fleet, Kind
 from vmkeep.fleet.schema import json_schema
 from vmkeep.fleet.selection import Selection, select
 from vmkeep.fleet.topology import (
@@ -20,6 +20,8 @@ from vmkeep.fleet.topology import (
 )
 
 __all__ = [
+    "BEST",
+    "PRIMARY",
     "VM",
     "Fleet",
     "FleetFile",

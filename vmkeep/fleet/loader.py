@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 from pydantic import ValidationError
 
-from vmkeep.errors import FleetError, Problem
+from vmkeep.errors import FleetError, InputError, Problem
 from vmkeep.fleet import document, rules, secrets
 from vmkeep.fleet.document import Document, Finding
 from vmkeep.fleet.draft import Declared, draft, with_defaults
-from vmkeep.fleet.model import Fleet
+from vmkeep.fleet.model import BEST, PRIMARY, Fleet
 from vmkeep.fleet.schema import json_schema, keys_at
 from vmkeep.fleet.suggest import suggestion
 
@@ -40,6 +40,25 @@ class FleetFile:
     def resolve(self, path: str | Path) -> Path:
         """Return *path* as the fleet file means it: `~` expanded, relative to the file's folder."""
         return (self.path.absolute().parent / Path(path).expanduser()).resolve()
+
+    def at(self, repository: str | None) -> FleetFile:
+        """Return the fleet as it is kept in the copy of that name; itself for `None`, `best` and `primary`.
+
+        Raises:
+            InputError: there is no such copy.
+        """
+        if repository in {None, BEST, PRIMARY}:
+            return self
+        main = self.fleet.repository
+        copy = main.copies.get(str(repository))
+        if copy is None:
+            raise InputError(
+                f"{self.path}: repository.copies has no {repository!r}"
+                f"{suggestion(str(repository), [PRIMARY, *main.copies])}"
+            )
+        place = {"store": copy.store, "key": copy.key, "s3": copy.s3, "object_lock": None}
+        fleet = self.fleet.model_copy(update={"repository": main.model_copy(update=place)})
+        return replace(self, fleet=fleet)
 
 
 def load(path: str | Path) -> FleetFile:

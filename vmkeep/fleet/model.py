@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,11 @@ from pydantic import (
 )
 
 from vmkeep.units import parse_duration, parse_size
+
+PRIMARY: Final = "primary"
+"""How the repository is called beside its copies."""
+BEST: Final = "best"
+"""How the repository or copy is called that a restore finds best."""
 
 
 class Kind(StrEnum):
@@ -176,8 +181,8 @@ class Retention(Model):
     """The newest point of each of so many years."""
 
 
-class RepositoryConfig(Model):
-    """Where recovery points are kept, and how."""
+class Place(Model):
+    """Where a repository lies, and what opens it."""
 
     store: str
     """`s3://bucket/prefix`, or a path (a disk, an NFS mount); relative to the fleet file."""
@@ -185,6 +190,20 @@ class RepositoryConfig(Model):
     """What opens the repository."""
     s3: S3 | None = None
     """How to reach the store, for `s3://` only."""
+
+
+class CopyConfig(Place):
+    """A second repository, with a key of its own, into which recovery points are copied."""
+
+    last: Annotated[int, Field(ge=1)] | None = None
+    """Copy only so many of the newest points of each VM; by default all."""
+
+
+class RepositoryConfig(Place):
+    """Where recovery points are kept, and how."""
+
+    copies: dict[Name, CopyConfig] = {}
+    """Further repositories, by name, that hold copies of the recovery points."""
     object_lock: ObjectLock | None = None
     """Protection against deletion, for `s3://` only."""
     retention: Retention | None = None
@@ -489,8 +508,15 @@ class Schedules(Model):
     """Reads stored data back."""
     drill: Schedule | None = None
     """Restores services into an isolated network, checks them and tears them down."""
+    copy_: Annotated[Schedule | None, Field(alias="copy")] = None
+    """Copies recovery points into `repository.copies`."""
     prune: Schedule | None = None
     """Deletes what `retention` does not keep."""
+
+    def declared(self) -> dict[str, Schedule]:
+        """Return the schedules that are declared, by operation."""
+        names = {field.alias or name: name for name, field in type(self).model_fields.items()}
+        return {key: one for key, name in names.items() if (one := getattr(self, name)) is not None}
 
 
 class Fleet(Model):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 _TOP: Final = "The file"
 _TITLES: Final = {
     "RepositoryConfig": "repository",
+    "CopyConfig": "repository.copies",
     "S3": "repository.s3",
     "ObjectLock": "repository.object_lock",
     "Retention": "repository.retention",

@@ -14,6 +14,7 @@ import networkx as nx
 
 from vmkeep.fleet import component_rules, cron
 from vmkeep.fleet.document import Finding
+from vmkeep.fleet.model import BEST, PRIMARY
 from vmkeep.fleet.suggest import suggestion
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet.document import Path
     from vmkeep.fleet.draft import Declared
-    from vmkeep.fleet.model import Fleet, KeyReference
+    from vmkeep.fleet.model import S3, Fleet, KeyReference, Place
 
 _FREE_LIMITS: Final = ("upload", "bandwidth")
 
@@ -117,31 +118,49 @@ def _placement(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
 
 
 def _store(fleet: Fleet) -> Iterator[Finding]:
-    repository, path = fleet.repository, ("repository",)
-    scheme, slashes, rest = repository.store.partition("://")
-    scheme = scheme.lower() if slashes else ""
-    if scheme not in {"", "s3"}:
-        yield Finding((*path, "store"), f"{scheme}:// is no store: write s3://BUCKET/PREFIX or a path")
-    if scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?", rest):
-        yield Finding((*path, "store"), "names no bucket: write s3://BUCKET/PREFIX")
-    if not repository.store:
-        yield Finding((*path, "store"), "must not be empty")
-    for key in ("s3", "object_lock"):
-        if scheme != "s3" and getattr(repository, key) is not None:
-            message = f"works with a store s3://BUCKET/PREFIX, and the store is {repository.store}"
-            yield Finding((*path, key), message)
+    repository = fleet.repository
+    taken = {repository.store: "the repository"}
+    yield from _place(("repository",), repository)
+    for name, copy in repository.copies.items():
+        path = ("repository", "copies", name)
+        yield from _place(path, copy)
+        if name in {BEST, PRIMARY}:
+            yield Finding(path, f"{name!r} has a meaning of its own beside copies: use another name")
+        if copy.store in taken:
+            yield Finding((*path, "store"), f"is the store of {taken[copy.store]}: a copy lies elsewhere")
+        taken.setdefault(copy.store, f"copy {name}")
+    if fleet.schedules.copy_ is not None and not repository.copies:
+        yield Finding(("schedules", "copy"), "there is nowhere to copy to: say repository.copies")
     if repository.retention is not None and not any(repository.retention.model_dump().values()):
         message = "keeps nothing: say how many points to keep, for example last: 3"
         yield Finding((*path, "retention"), message)
 
 
+def _place(path: Path, place: Place) -> Iterator[Finding]:
+    scheme, slashes, rest = place.store.partition("://")
+    scheme = scheme.lower() if slashes else ""
+    if scheme not in {"", "s3"}:
+        yield Finding((*path, "store"), f"{scheme}:// is no store: write s3://BUCKET/PREFIX or a path")
+    if scheme == "s3" and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*(/.*)?", rest):
+        yield Finding((*path, "store"), "names no bucket: write s3://BUCKET/PREFIX")
+    if not place.store:
+        yield Finding((*path, "store"), "must not be empty")
+    for key in ("s3", "object_lock"):
+        if scheme != "s3" and getattr(place, key, None) is not None:
+            message = f"works with a store s3://BUCKET/PREFIX, and the store is {place.store}"
+            yield Finding((*path, key), message)
+
+
 def _services(fleet: Fleet) -> Iterator[Finding]:
     """Yield what is wrong with the addresses of services, and with the logins to them."""
     logins: list[tuple[Path, KeyReference | None]] = []
-    if (s3 := fleet.repository.s3) is not None:
-        logins.append((("repository", "s3", "credentials"), s3.credentials))
-        if s3.endpoint_url is not None:
-            yield from _url(("repository", "s3", "endpoint_url"), s3.endpoint_url, ("http", "https"))
+    places: dict[Path, S3 | None] = {("repository", "s3"): fleet.repository.s3}
+    places |= {("repository", "copies", name, "s3"): one.s3 for name, one in fleet.repository.copies.items()}
+    for where, s3 in places.items():
+        if s3 is not None:
+            logins.append(((*where, "credentials"), s3.credentials))
+            if s3.endpoint_url is not None:
+                yield from _url((*where, "endpoint_url"), s3.endpoint_url, ("http", "https"))
     for name, config in fleet.hypervisors.items():
         if config.driver == "libvirt":
             yield from _url(("hypervisors", name, "uri"), config.uri, ())
@@ -166,15 +185,13 @@ def _url(path: Path, url: str, schemes: tuple[str, ...]) -> Iterator[Finding]:
 
 
 def _times(fleet: Fleet) -> Iterator[Finding]:
-    scheduled = [
-        (name, one) for name in type(fleet.schedules).model_fields if (one := getattr(fleet.schedules, name))
-    ]
-    places: list[tuple[Path, str]] = [(("schedules", name), one.timezone) for name, one in scheduled]
+    scheduled = fleet.schedules.declared()
+    places: list[tuple[Path, str]] = [(("schedules", name), one.timezone) for name, one in scheduled.items()]
     places += [(("windows", name), window.timezone) for name, window in fleet.windows.items()]
     for path, zone in places:
         if not _is_timezone(zone):
             yield _unknown((*path, "timezone"), "time zone", zone, sorted(available_timezones()))
-    for name, schedule in scheduled:
+    for name, schedule in scheduled.items():
         if (wrong := cron.problem(schedule.cron)) is not None:
             yield Finding(("schedules", name, "cron"), wrong)
         if schedule.sample is not None:

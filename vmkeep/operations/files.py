@@ -17,6 +17,7 @@ from vmkeep.fleet import Kind, Selection
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import prepare, repositories
 from vmkeep.operations.choose import choose_points
+from vmkeep.operations.places import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -148,6 +149,7 @@ def _chosen(request: Request, *, single: bool) -> Iterator[_Chosen]:
     """
     file = fleets.load(request.fleet)
     selection = prepare.selected(file, request)
+    file = file.at(chosen(file, request).repository)
     if len(selection.vms) != 1:
         raise InputError(f"files are restored from one VM at a time, not from {', '.join(selection.vms)}")
     (vm,) = selection.vms

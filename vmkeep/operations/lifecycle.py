@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep import fleet as fleets
 from vmkeep.errors import ConflictError, VmkeepError
+from vmkeep.operations.places import chosen
 from vmkeep.operations.prepare import prepare
 from vmkeep.operations.run import Run, dead_runs, new_run_id, reap, state_folder
 from vmkeep.planning import State
@@ -35,7 +36,8 @@ def begin(request: Request, *, suffix: str | None = None) -> Run:
     if suffix is not None:
         for folder in (state_folder(file.fleet.fleet) / "runs").glob(f"*-{suffix}"):
             return Run.reopen(folder)
-    plan, points = prepare(file, request)
+    request = chosen(file, request)
+    plan, points = prepare(file.at(request.repository), request)
     reap(file.fleet.fleet)
     return Run.begin(name, request, plan, points)
 

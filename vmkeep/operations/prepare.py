@@ -11,7 +11,7 @@ from vmkeep.operations import repositories
 from vmkeep.operations.choose import choose_points
 from vmkeep.operations.restore import require_free
 from vmkeep.operations.support import require_supported
-from vmkeep.planning import Facts, Plan, plan_backup, plan_configure, plan_restore, plan_verify
+from vmkeep.planning import Facts, Plan, plan_backup, plan_configure, plan_copy, plan_restore, plan_verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -29,6 +29,8 @@ def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
         NotFoundError: there is no recovery point to restore or verify.
     """
     selection = selected(file, request)
+    if request.operation == "copy":  # touches no VM
+        return _copy(file, request, selection), {}
     require_supported(file, selection.vms)
     match request.operation:
         case "configure":
@@ -141,6 +143,16 @@ def _verify(file: FleetFile, request: Request, selection: Selection) -> tuple[Pl
         return plan_verify(
             file.fleet, kept, facts(file, kept, repository, whole=True), share=request.share
         ), points
+
+
+def _copy(file: FleetFile, request: Request, selection: Selection) -> Plan:
+    if not file.fleet.repository.copies:
+        raise InputError(f"{file.path}: there is nowhere to copy to: say repository.copies")
+    for name in request.copies:
+        file.at(name)  # or it says which there are
+    with repositories.open_repository(file) as repository:
+        known = facts(file, selection, repository)
+    return plan_copy(file.fleet, selection, known, to=request.copies or None)
 
 
 def _list(names: Iterable[str]) -> str:

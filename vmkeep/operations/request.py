@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vmkeep.errors import InputError
 
-Operation = Literal["configure", "backup", "restore", "verify"]
+Operation = Literal["configure", "backup", "restore", "verify", "copy"]
 
 
 class Request(BaseModel):
@@ -35,6 +35,10 @@ class Request(BaseModel):
     """Whether a VM that exists may be replaced."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The share of the stored bytes that `verify` reads."""
+    repository: str | None = None
+    """The copy to restore, verify or prune in, or `primary`; a restore otherwise takes the best."""
+    copies: tuple[str, ...] = ()
+    """Where to copy to; none means all copies."""
     dependencies: bool = False
     """Restore also all that the targets depend on."""
 

@@ -8,6 +8,7 @@ from vmkeep.components.base import RestoreContext
 from vmkeep.components.health import check_images
 from vmkeep.components.open import open_component
 from vmkeep.errors import InputError, NotFoundError
+from vmkeep.fleet import PRIMARY
 from vmkeep.operations.report import StepReport
 from vmkeep.units import format_size
 
@@ -49,7 +50,8 @@ def create(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport
     written = {one.component for one in run.plan.steps.values() if one.vms == step.vms and one.component}
     along = sorted(set(point.components) - written)
     also = f"; with its disks come {', '.join(along)}" if along else ""
-    return StepReport(f"as in {point.session} of {point.taken}{also}")
+    copy = "" if run.request.repository in {None, PRIMARY} else f" (from copy {run.request.repository})"
+    return StepReport(f"as in {point.session} of {point.taken}{copy}{also}")
 
 
 def write(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:

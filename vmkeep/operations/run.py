@@ -74,7 +74,7 @@ class Run:
         self.request = request
         self.plan = plan
         self.chosen = dict(points)
-        self.file: FleetFile = fleets.load(request.fleet)
+        self.file: FleetFile = fleets.load(request.fleet).at(request.repository)
         self._mutex = threading.RLock()
         self._hypervisors: dict[str, Hypervisor] = {}
         self._repository: Repository | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.operations import backup, configure, restore, verify
+from vmkeep.operations import backup, configure, copy, restore, verify
 from vmkeep.planning import Verb
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _BODIES: Final[dict[str, dict[Verb, Body]]] = {
     "restore": _RESTORE,
     "configure": {Verb.CONFIGURE: configure.apply},
     "verify": {Verb.VERIFY: verify.verify_chosen},
+    "copy": {Verb.COPY: copy.copy},
 }
 
 

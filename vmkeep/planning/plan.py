@@ -127,6 +127,7 @@ def _step_to_json(step: Step) -> dict[str, Any]:
         "resources": list(step.resources),
         "estimate": {"seconds": step.estimate.seconds, "size": step.estimate.size},
         "always": step.always,
+        "repository": step.repository,
     }
 
 
@@ -142,4 +143,5 @@ def _step_from_json(value: Mapping[str, Any]) -> Step:
         resources=tuple(value["resources"]),
         estimate=Estimate(**value["estimate"]),
         always=value["always"],
+        repository=value["repository"],
     )

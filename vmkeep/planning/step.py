@@ -20,6 +20,7 @@ class Verb(StrEnum):
     START = "start"
     HEALTH = "health"
     VERIFY = "verify"
+    COPY = "copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,5 @@ class Step:
     """Resource tokens held while it runs, one of each name."""
     estimate: Estimate = Estimate()
     always: bool = False
+    repository: str | None = None
+    """The copy of the repository that it writes to."""

@@ -1,16 +1,18 @@
-"""The plans of the operations with one step a VM: configure and verify."""
+"""The plans of the operations with one kind of step: configure, verify and copy."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vmkeep.fleet import dependencies_among
-from vmkeep.planning.costs import calling, holds, moving, size_of
+from vmkeep.planning.costs import UPLOAD, calling, holds, moving, size_of
 from vmkeep.planning.facts import Facts
 from vmkeep.planning.plan import Plan
 from vmkeep.planning.step import Step, Verb
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from vmkeep.fleet import Fleet, Selection
 
 
@@ -49,3 +51,25 @@ def plan_verify(
         estimate = moving(facts, int(size * share), facts.rates.verify)
         steps.append(Step(f"verify {name}", Verb.VERIFY, (name,), estimate=estimate))
     return Plan.of("verify", fleet.fleet, steps)
+
+
+def plan_copy(
+    fleet: Fleet, selection: Selection, facts: Facts | None = None, *, to: Collection[str] | None = None
+) -> Plan:
+    """Return the steps that copy the recovery points of the selected VMs; none waits for another.
+
+    Args:
+        to: the names of the copies; all by default.
+    """
+    facts = facts or Facts()
+    steps = []
+    for copy in fleet.repository.copies if to is None else to:
+        for name, components in selection.components.items():
+            new = sum(facts.new.get(f"{name}/{component}", 0) for component in components)
+            steps.append(
+                Step(
+                    f"copy {name} to {copy}", Verb.COPY, (name,), repository=copy, resources=(UPLOAD,),
+                    estimate=moving(facts, new, facts.rates.upload),
+                )
+            )  # fmt: skip
+    return Plan.of("copy", fleet.fleet, steps)

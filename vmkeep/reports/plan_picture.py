@@ -25,6 +25,7 @@ VERB_COLOURS: Final = {
     Verb.START: ("#dcfce7", "#166534"),
     Verb.HEALTH: ("#fef3c7", "#92400e"),
     Verb.VERIFY: ("#fef3c7", "#92400e"),
+    Verb.COPY: ("#e0e7ff", "#3730a3"),
     Verb.RELEASE: ("#fafafa", "#6b7280"),
 }
 """Ground and ink of each verb."""

@@ -37,14 +37,15 @@ class _Base:
     copy: Point
 
 
-def missing(source: Repository, target: Repository, vm: str) -> list[Point]:
+def missing(source: Repository, target: Repository, vm: str, *, last: int | None = None) -> list[Point]:
     """Return the points of a VM that *target* has no copy of, oldest first.
 
-    A copy that *target* has forgotten is missing too: what is not worth keeping there should not be asked
-    for again (see `origins`).
+    Args:
+        last: look only at so many of the newest points; by default at all.
     """
     there = frozenset(origins(target, vm))
-    return [point for point in source.points(vm) if origin(point) not in there]
+    points = source.points(vm)
+    return [point for point in points[-(last or len(points)) :] if origin(point) not in there]
 
 
 def origin(point: Point) -> str:

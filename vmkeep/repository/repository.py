@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from vmkeep.repository import keyslot, layout, presence, sealed, slots
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     from vmkeep.repository.secret import Secret
     from vmkeep.repository.session import Session
     from vmkeep.stores.base import Store
+
+_TIME: Final = len("20260101T010000123Z-")
+"""How much of a session's id is its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,8 @@ class Repository:
     def point(self, vm: str, session_id: str = "latest") -> Point:
         """Return one recovery point, by its session's id, the beginning of it, or `latest`.
 
+        In a repository of copies the id of an original finds its copy.
+
         Raises:
             NotFoundError: there is none.
             InputError: the beginning fits several.
@@ -235,7 +240,8 @@ class Repository:
         if session_id == "latest":
             infos = infos[-1:]
         else:
-            infos = [info for info in infos if info.session.startswith(session_id)]
+            found = [info for info in infos if info.session.startswith(session_id)]
+            infos = found or [info for info in infos if self._copies(info, session_id)]
         if not infos:
             raise NotFoundError(f"{self.store.url} has no recovery point {session_id!r} of {vm}")
         if len(infos) > 1:
@@ -244,6 +250,11 @@ class Repository:
                 f"{session_id!r} fits {len(infos)} recovery points of {vm}: {names}; write more of it"
             )
         return self.load(infos[0])
+
+    def _copies(self, info: PointInfo, session_id: str) -> bool:
+        """Tell whether it is a copy of that session, which has the same time."""
+        alike = len(session_id) > _TIME and info.session[:_TIME] == session_id[:_TIME]
+        return alike and self.load(info).copy_of.startswith(session_id)
 
     def restore_disk(
         self,

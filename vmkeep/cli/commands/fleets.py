@@ -19,6 +19,7 @@ class Operation(StrEnum):
     BACKUP = "backup"
     RESTORE = "restore"
     VERIFY = "verify"
+    COPY = "copy"
 
 
 class Format(StrEnum):

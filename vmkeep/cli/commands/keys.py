@@ -21,11 +21,17 @@ def new(file: Annotated[Path, typer.Argument(help="The file to write.", show_def
     carry_out(file)
 
 
-def list_all(fleet: options.Fleet = options.FLEET_FILE, *, json: options.Json = False) -> None:
+def list_all(
+    fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
+    *,
+    json: options.Json = False,
+) -> None:
     """List the key slots, what opens each, and when it was made. Needs no key."""
+    from vmkeep.cli.fleet_file import load
     from vmkeep.cli.key import list_all as carry_out
 
-    carry_out(fleet, as_json=json)
+    carry_out(load(fleet, repository), as_json=json)
 
 
 def add(
@@ -33,11 +39,13 @@ def add(
     key_file: options.KeyFile = None,
     passphrase_env: options.PassphraseVariable = None,
     fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
 ) -> None:
     """Let another key file or passphrase open the repository too; asks for a passphrase by default."""
+    from vmkeep.cli.fleet_file import load
     from vmkeep.cli.key import add as carry_out
 
-    carry_out(fleet, slot, key_file, passphrase_env)
+    carry_out(load(fleet, repository), slot, key_file, passphrase_env)
 
 
 def remove(
@@ -45,24 +53,28 @@ def remove(
     key_file: options.KeyFile = None,
     passphrase_env: options.PassphraseVariable = None,
     fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
 ) -> None:
     """Remove a slot. The key at hand (the fleet's, by default) must open another one, which stays."""
+    from vmkeep.cli.fleet_file import load
     from vmkeep.cli.key import remove as carry_out
 
-    carry_out(fleet, slot, key_file, passphrase_env)
+    carry_out(load(fleet, repository), slot, key_file, passphrase_env)
 
 
 def check(
     key_file: options.KeyFile = None,
     passphrase_env: options.PassphraseVariable = None,
     fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
     *,
     json: options.Json = False,
 ) -> None:
     """Try a key: the fleet's by default, or the copy from the safe."""
+    from vmkeep.cli.fleet_file import load
     from vmkeep.cli.key import check as carry_out
 
-    carry_out(fleet, key_file, passphrase_env, as_json=json)
+    carry_out(load(fleet, repository), key_file, passphrase_env, as_json=json)
 
 
 class Role(StrEnum):
@@ -85,6 +97,7 @@ def policy(
         list[str] | None,
         typer.Option(metavar="ARN", help="Print a bucket policy for this user or role. Repeatable."),
     ] = None,
+    repository: options.Repository = None,
     *,
     overwriting: Annotated[
         bool,
@@ -97,7 +110,7 @@ def policy(
     """Print the least S3 policy that lets a role do its work in the fleet's repository. Changes nothing."""
     from vmkeep.cli.policy import policy as carry_out
 
-    carry_out(fleet, role.value, tuple(principal or ()), conditional=not overwriting)
+    carry_out(fleet, repository, role.value, tuple(principal or ()), conditional=not overwriting)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -15,16 +15,17 @@ from vmkeep.cli.options import examples
 def points(
     vm: Annotated[str | None, typer.Argument(help="Only of this VM.", show_default=False)] = None,
     fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
     *,
     json: options.Json = False,
 ) -> None:
     """List the recovery points, oldest first."""
     from vmkeep.cli.points import points as carry_out
 
-    carry_out(fleet, vm, as_json=json)
+    carry_out(fleet, vm, repository, as_json=json)
 
 
-def show(
+def show(  # noqa: PLR0913  (each is an option)
     vm: Annotated[str, typer.Argument(help="The VM.", show_default=False)],
     session: Annotated[
         str, typer.Argument(help="The recovery point's session, or the beginning of it.")
@@ -34,16 +35,18 @@ def show(
         str | None,
         typer.Option(metavar="COMPONENT", help="List the files of this component."),
     ] = None,
+    repository: options.Repository = None,
     *,
     json: options.Json = False,
 ) -> None:
     """Show all about one recovery point, or the files in it."""
     from vmkeep.cli import show as shown
+    from vmkeep.cli.fleet_file import load
 
     if files is None:
-        shown.show(fleet, vm, session, as_json=json)
+        shown.show(load(fleet, repository), vm, session, as_json=json)
     else:
-        shown.show_files(fleet, vm, session, files, as_json=json)
+        shown.show_files(load(fleet, repository), vm, session, files, as_json=json)
 
 
 class Action(StrEnum):

@@ -19,6 +19,7 @@ def prune(
             help="Take a backup or restore for dead that began longer ago and has not ended.",
         ),
     ] = "7d",
+    repository: options.Repository = None,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     json: options.Json = False,
@@ -29,7 +30,7 @@ def prune(
     """
     from vmkeep.cli.prune import prune as carry_out
 
-    carry_out(fleet, dry_run=dry_run, dead_after=dead_after, as_json=json)
+    carry_out(fleet, repository, dry_run=dry_run, dead_after=dead_after, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,4 +1,4 @@
-"""Commands that carry something out: `configure`, `backup`, `restore`, `verify`."""
+"""Commands that carry something out: `configure`, `backup`, `restore`, `verify`, `copy`."""
 
 # ruff: noqa: PLC0415  (a command imports what it needs when it runs: see the package)
 
@@ -85,6 +85,7 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
         list[str] | None,
         typer.Option(metavar="PATH", help="With --to: only this file or folder of the guest. Repeatable."),
     ] = None,
+    repository: options.Repository = None,
     resume: options.Resume = None,
     *,
     overwrite: Annotated[
@@ -102,7 +103,8 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
 ) -> None:
     """Restore the fleet, VMs, components, or files; dependencies first, each VM checked before the next.
 
-    Without --point, --run or --at it takes the newest recovery points that fit together.
+    Without --point, --run or --at it takes the newest recovery points that fit together. Where there are
+    copies of the repository, it reads the one that has the newest of them, and of several the nearest.
     """
     from vmkeep.cli.restore import Choice, request_of, restore_files
     from vmkeep.cli.runs import Mode, carry_out
@@ -112,7 +114,7 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
         rename=tuple(rename or ()), overwrite=overwrite, dependencies=with_dependencies,
         folder=to, tar=tar, paths=tuple(path or ()), owners=not no_owners,
     )  # fmt: skip
-    request = request_of(choice, fleet)
+    request = request_of(choice, fleet, repository)
     if choice.of_files:
         restore_files(choice, request, as_json=json)
     else:
@@ -124,6 +126,7 @@ def verify(  # noqa: PLR0913  (each is an option)
     fleet: options.Fleet = options.FLEET_FILE,
     point: options.Points = None,
     share: Annotated[str, typer.Option(metavar="PERCENT", help="How much of it to read back.")] = "100%",
+    repository: options.Repository = None,
     *,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only check that every pack is there and has its size.")
@@ -136,9 +139,33 @@ def verify(  # noqa: PLR0913  (each is an option)
     from vmkeep.cli.runs import Mode, carry_out
 
     if quick:
-        checks.quick(fleet, as_json=json)
+        checks.quick(fleet, repository, as_json=json)
         return
     request = checks.request_of(fleet, tuple(targets or ()), tuple(point or ()), share)
+    request = request.model_copy(update={"repository": repository})
+    carry_out(request, Mode(direct=direct, as_json=json))
+
+
+def copy(
+    targets: options.Targets = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    to: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only to this one of repository.copies. Repeatable."),
+    ] = None,
+    *,
+    direct: options.Direct = False,
+    json: options.Json = False,
+) -> None:
+    """Copy the recovery points of VMs into the fleet's other repositories: what these lack.
+
+    Each has a key of its own. What was interrupted goes on where it was; of a disk that was copied before,
+    only what differs is read.
+    """
+    from vmkeep.cli.runs import Mode, carry_out
+    from vmkeep.operations.request import Request
+
+    request = Request(operation="copy", fleet=fleet, targets=tuple(targets or ()), copies=tuple(to or ()))
     carry_out(request, Mode(direct=direct, as_json=json))
 
 
@@ -166,3 +193,6 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=examples("vmkeep verify", "vmkeep verify db1 --share 5%", "vmkeep verify --quick"))(
         verify
     )
+    app.command(
+        epilog=examples("vmkeep copy", "vmkeep copy db1 --to offsite", "vmkeep points --repository offsite")
+    )(copy)

@@ -1,0 +1,71 @@
+"""From which repository a restore reads: the copy that has the newest state, and of these the nearest.
+
+A copy may be behind, or away; so may the repository itself: a restore needs one of them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from vmkeep.errors import VmkeepError
+from vmkeep.fleet import BEST, PRIMARY
+from vmkeep.operations import repositories
+from vmkeep.operations.choose import choose_points
+from vmkeep.operations.prepare import selected
+from vmkeep.repository.copy import origin
+
+if TYPE_CHECKING:
+    from vmkeep.fleet import FleetFile
+    from vmkeep.fleet.model import Place
+    from vmkeep.operations.request import Request
+
+_HERE, _NEAR, _FAR = range(3)
+_LOCAL: Final = ("localhost", "host.docker.internal")
+
+
+def chosen(file: FleetFile, request: Request) -> Request:
+    """Return *request* with the repository that it reads, if it is a restore and may choose.
+
+    Raises:
+        VmkeepError: what the repository itself is lacking, when no copy can be used either.
+    """
+    names = [PRIMARY, *file.fleet.repository.copies]
+    if request.operation != "restore" or request.repository not in {None, BEST} or len(names) == 1:
+        return request
+    states: dict[str, tuple[str, ...]] = {}
+    problems: list[VmkeepError] = []
+    for name in names:
+        try:
+            states[name] = _state(file.at(name), request)
+        except VmkeepError as error:
+            problems.append(error)
+    if not states:
+        raise problems[0]
+    newest = max(states.values())
+    best = min(
+        (name for name, state in states.items() if state == newest),
+        key=lambda name: distance(file.at(name).fleet.repository),
+    )
+    return request.model_copy(update={"repository": best})
+
+
+def distance(place: Place) -> int:
+    """Return how far a store is: 0 a folder, 1 a service here or in a private network, 2 any other."""
+    if not place.store.lower().startswith("s3://"):
+        return _HERE
+    host = urlsplit((place.s3 and place.s3.endpoint_url) or "").hostname or ""
+    if host in _LOCAL:
+        return _NEAR
+    try:
+        return _NEAR if ipaddress.ip_address(host).is_private else _FAR
+    except ValueError:
+        return _FAR
+
+
+def _state(file: FleetFile, request: Request) -> tuple[str, ...]:
+    """Return which points would be restored, as the sessions that first saved them."""
+    with repositories.open_repository(file) as repository:
+        points = choose_points(file.fleet, selected(file, request), repository, request)
+        return tuple(origin(repository.point(vm, session)) for vm, session in sorted(points.items()))
