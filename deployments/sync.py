@@ -100,7 +100,8 @@ def _wanted(file: FleetFile, pool: str) -> Iterator[_Wanted]:
         schedule = file.fleet.schedules.declared().get(operation)
         parameters: dict[str, Any] = {"fleet": str(file.path.absolute())}
         if operation == "verify" and schedule is not None and schedule.sample is not None:
-            parameters["percent"] = float(schedule.sample.rstrip("%"))
+            # Night by night all of it is read: what was not read for the longest time comes first.
+            parameters |= {"percent": float(schedule.sample.rstrip("%")), "packs": True}
         schema = parameter_schema(flow).model_dump_for_openapi()
         yield _Wanted(flow.name, operation, schedule, parameters, schema, pool)
 

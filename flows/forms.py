@@ -27,6 +27,7 @@ _WORDS: Final = {
     "overwrite": "Replace VMs that exist. Without it, no VM that exists is touched.",
     "repository": "Which copy to read; best is the nearest of those with the newest state.",
     "copies": "Where to copy to; none means all copies.",
+    "packs": "Read all that is stored instead of recovery points: what was not read for the longest time.",
     "percent": "How much of the stored data to read back.",
     "fleet": "Where the worker finds the fleet file.",
 }
@@ -61,6 +62,7 @@ def request(operation: Operation, parameters: dict[str, Any]) -> Request:
         overwrite=bool(parameters.get("overwrite")),
         repository=parameters.get("repository"),
         copies=tuple(parameters.get("copies") or ()),
+        packs=bool(parameters.get("packs")),
         share=float(parameters.get("percent") or 100.0) / 100.0,
         dependencies=bool(parameters.get("dependencies")),
     )
@@ -86,6 +88,7 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
             ("overwrite", bool, False),
         ]
     if operation == "verify":
+        fields.append(("packs", bool, False))
         fields.append(("percent", Annotated[float, Field(gt=0, le=100)], 100.0))
     if operation == "restore" and copies:
         fields.append(("repository", _one_of((fleets.BEST, fleets.PRIMARY, *copies)), fleets.BEST))

@@ -57,7 +57,7 @@ def parameters(request: Request) -> dict[str, Any]:
             "overwrite": request.overwrite,
         }
     if request.operation == "verify":
-        given["percent"] = request.share * 100
+        given |= {"percent": request.share * 100, "packs": request.packs}
     if request.repository is not None:
         given["repository"] = request.repository
     return given

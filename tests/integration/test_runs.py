@@ -11,7 +11,7 @@ from vmkeep.errors import InputError, NotFoundError, SourceChangedError
 from vmkeep.operations import backup, direct, lifecycle, repositories, steps
 from vmkeep.operations.run import Run, state_folder
 from vmkeep.planning import State, Verb
-from vmkeep.testing.faults import Fault
+from vmkeep.testing.faults import Fault, flip
 from vmkeep.testing.guests import Volume, build_disk
 from vmkeep.testing.site import FLEET, Site, faulty
 from vmkeep.units import MiB
@@ -397,3 +397,24 @@ def test_a_run_of_another_operation_is_not_continued(site):
 
     with pytest.raises(Exception, match="is a backup, not a restore"):
         lifecycle.resume(site.request("restore"), report.run)
+
+
+def test_all_that_is_stored_is_verified_and_damage_names_every_point(site):
+    site.run("backup")
+    site.write("db1", "data", seed="second")
+    site.run("backup")
+    sound = site.run("verify", packs=True)
+    old, _ = site.points("db1")
+    with repositories.open_repository(site.file) as repository:
+        disk = old.components["filesystems.data"].disks["data"]
+        (_, chunk), *_ = repository.trees.disk_chunks(disk)
+        place = repository.trees.chunks.locate(chunk)
+    pack = site.folder / "repository" / "packs" / place.pack.name.hex()[:2] / place.pack.name.hex()
+    pack.chmod(0o600)
+    pack.write_bytes(flip(pack.read_bytes(), place.offset + 100))
+
+    damaged = site.run("verify", packs=True)
+
+    assert sound.exit_code == 0
+    assert damaged.exit_code == 4
+    assert f"db1/filesystems.data of {old.session}: disk data" in str(damaged.errors["verify packs"])

@@ -11,7 +11,16 @@ from vmkeep.operations import repositories
 from vmkeep.operations.choose import choose_points
 from vmkeep.operations.restore import require_free
 from vmkeep.operations.support import require_supported
-from vmkeep.planning import Facts, Plan, plan_backup, plan_configure, plan_copy, plan_restore, plan_verify
+from vmkeep.planning import (
+    Facts,
+    Plan,
+    plan_backup,
+    plan_configure,
+    plan_copy,
+    plan_restore,
+    plan_scrub,
+    plan_verify,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -28,6 +37,8 @@ def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
         InputError: a target is unknown, a VM would be overwritten, or something is not supported.
         NotFoundError: there is no recovery point to restore or verify.
     """
+    if request.packs:
+        return _scrub(file, request), {}
     selection = selected(file, request)
     if request.operation == "copy":  # touches no VM
         return _copy(file, request, selection), {}
@@ -143,6 +154,14 @@ def _verify(file: FleetFile, request: Request, selection: Selection) -> tuple[Pl
         return plan_verify(
             file.fleet, kept, facts(file, kept, repository, whole=True), share=request.share
         ), points
+
+
+def _scrub(file: FleetFile, request: Request) -> Plan:
+    if request.targets or request.points:
+        raise InputError("--packs reads what is stored, whoever's it is: name no VM and no recovery point")
+    with repositories.open_repository(file) as repository:
+        size = sum(pack.size for pack in repository.committed.refresh().packs)
+    return plan_scrub(file.fleet, size=int(size * request.share))
 
 
 def _copy(file: FleetFile, request: Request, selection: Selection) -> Plan:

@@ -35,6 +35,8 @@ class Request(BaseModel):
     """Whether a VM that exists may be replaced."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """The share of the stored bytes that `verify` reads."""
+    packs: bool = False
+    """Verify all that the repository holds, instead of recovery points."""
     repository: str | None = None
     """The copy to restore, verify or prune in, or `primary`; a restore otherwise takes the best."""
     copies: tuple[str, ...] = ()

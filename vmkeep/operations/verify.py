@@ -6,15 +6,16 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import AccessError, IntegrityError, NotFoundError
+from vmkeep.operations.damage import told
 from vmkeep.operations.report import StepReport
 from vmkeep.units import MiB, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from vmkeep.operations.run import Run
     from vmkeep.planning import Step
-    from vmkeep.repository import Damage, Point
+    from vmkeep.repository import Point
 
 SAMPLE_OF_NEW: Final = 0.05
 """The share of a new recovery point that is read back at once."""
@@ -65,10 +66,32 @@ def verify_chosen(run: Run, step: Step, progress: Callable[[int], None]) -> Step
     Raises:
         IntegrityError: something of it is damaged.
     """
+    if not step.vms:
+        return _scrub(run, progress)
     (name,) = step.vms
     point = run.point(name)
     with run.repository.reading(point):
         return _verify(run, point, run.request.share, progress)
+
+
+def _scrub(run: Run, progress: Callable[[int], None]) -> StepReport:
+    """Read a share of all packs, those first that were not read for the longest time."""
+    report = run.repository.scrub(share=run.request.share, progress=progress)
+    wrong = list(report.problems)
+    if report.damages:
+        wrong.append(told(run.repository, report.damages))
+    if report.broken and not report.damages:
+        names = ", ".join(name.hex() for name in report.broken[:_SHOWN])
+        wrong.append(
+            f"{len(report.broken)} pack(s) are damaged where no kept recovery point needs them: {names}"
+        )
+    if wrong:
+        raise IntegrityError("\n".join(wrong))
+    oldest = f"; all were read since {report.oldest:%Y-%m-%d}" if report.oldest else "; some were never read"
+    return StepReport(
+        f"{report.packs} of {report.of} packs, {format_size(report.size)}, read back and right{oldest}",
+        read=report.size,
+    )
 
 
 def _verify(run: Run, point: Point, share: float, progress: Callable[[int], None]) -> StepReport:
@@ -76,14 +99,8 @@ def _verify(run: Run, point: Point, share: float, progress: Callable[[int], None
         point, share=share, seed=random.SystemRandom().getrandbits(32), progress=progress
     )
     if not report.sound:
-        raise IntegrityError(f"VM {point.vm}: {_told(report.damages)}")
+        raise IntegrityError(f"VM {point.vm}: {told(run.repository, report.damages)}")
     return StepReport(
         f"{point.session}: {report.chunks} chunk(s), {format_size(report.size)} read back and right",
         read=report.size,
     )
-
-
-def _told(damages: Sequence[Damage]) -> str:
-    shown = "; ".join(str(damage) for damage in damages[:_SHOWN])
-    more = f"; and {len(damages) - _SHOWN} more places" if len(damages) > _SHOWN else ""
-    return f"stored data is damaged: {shown}{more}. Restore what is not concerned, or an older recovery point"

@@ -53,6 +53,17 @@ def plan_verify(
     return Plan.of("verify", fleet.fleet, steps)
 
 
+def plan_scrub(fleet: Fleet, facts: Facts | None = None, *, size: int = 0) -> Plan:
+    """Return the step that reads back what is stored, whoever's it is.
+
+    Args:
+        size: the bytes that are read.
+    """
+    facts = facts or Facts()
+    step = Step("verify packs", Verb.VERIFY, (), estimate=moving(facts, size, facts.rates.verify))
+    return Plan.of("verify", fleet.fleet, [step])
+
+
 def plan_copy(
     fleet: Fleet, selection: Selection, facts: Facts | None = None, *, to: Collection[str] | None = None
 ) -> Plan:

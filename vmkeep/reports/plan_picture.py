@@ -41,7 +41,9 @@ def plan_svg(plan: Plan) -> str:
     """Return the plan as SVG, from left to right; the critical path has bold frames."""
     critical = {step.id for step in plan.critical_path()}
     boxes = {
-        step.id: Box(svg.text_width(step.id, _SIZE) + 22, _HEIGHT, step.group or step.vms[0])
+        step.id: Box(
+            svg.text_width(step.id, _SIZE) + 22, _HEIGHT, step.group or (step.vms[0] if step.vms else "")
+        )
         for step in plan.steps.values()
     }
     required = {(before, after): needed for before, after, needed in plan.essential_edges()}

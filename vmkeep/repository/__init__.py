@@ -5,6 +5,7 @@ from vmkeep.repository.committed import PointInfo
 from vmkeep.repository.manifest import DiskRef, Leaf, Point, SavedComponent, Stats, StreamRef
 from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.repository import PackFault, Repository
+from vmkeep.repository.scrub import ScrubReport
 from vmkeep.repository.secret import Secret, generate_key_file, parse_secret, read_key_file, read_key_variable
 from vmkeep.repository.session import Session
 from vmkeep.repository.slots import Slot, list_slots
@@ -22,6 +23,7 @@ __all__ = [
     "Repository",
     "SavedComponent",
     "SavedDisk",
+    "ScrubReport",
     "Secret",
     "Session",
     "Slot",

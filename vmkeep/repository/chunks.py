@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import IntegrityError, NotFoundError
 from vmkeep.repository import layout
-from vmkeep.repository.pack import RECORD, PackReader
+from vmkeep.repository.pack import RECORD, TRAILER, PackReader, footer_length
 from vmkeep.repository.parallel import READS, for_each
 from vmkeep.units import KiB, MiB
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vmkeep.repository.crypto import Buffer, Keys
-    from vmkeep.repository.index import Index, Location
+    from vmkeep.repository.index import Index, Location, PackInfo
     from vmkeep.stores.base import Store
 
 _RUN: Final = 8 * MiB
@@ -85,16 +85,36 @@ class Chunks:
             except IntegrityError as error:
                 missing.append(Fetched(chunk, b"", error))
         found.sort(key=lambda each: (each.pack.name, each.offset))
+        return self.runs_of(found), missing
+
+    def runs_of(self, locations: Iterable[Location]) -> list[list[Location]]:
+        """Return *locations*, which are in the order of packs and offsets, as runs that are read at once."""
         runs: list[list[Location]] = []
-        for each in found:
+        for each in locations:
             if runs and _adjoins(runs[-1], each):
                 runs[-1].append(each)
             else:
                 runs.append([each])
-        return runs, missing
+        return runs
 
-    def each_of(self, run: Sequence[Location]) -> Iterator[Fetched]:
+    def check_footer(self, pack: PackInfo) -> None:
+        """Read the end of a pack, which tells what is in it when its index is lost.
+
+        Raises:
+            IntegrityError: it is damaged, or missing.
+        """
+        try:
+            length = footer_length(self._store.get(layout.pack(pack.name), pack.size - TRAILER.size))
+            start = pack.size - length - TRAILER.size
+            self._reader(pack.name).footer(self._store.get(layout.pack(pack.name), max(0, start)))
+        except NotFoundError:
+            raise IntegrityError(f"pack {pack.name.hex()} is missing") from None
+
+    def each_of(self, run: Sequence[Location], *, elsewhere: bool = True) -> Iterator[Fetched]:
         """Read one run, and yield its chunks; damage is yielded, not raised.
+
+        Args:
+            elsewhere: look for the chunks of a pack that is gone in others.
 
         Raises:
             TemporaryError: the store is away.
@@ -106,7 +126,7 @@ class Chunks:
             view = memoryview(self._store.get(layout.pack(first.pack.name), first.offset, length))
         except NotFoundError:
             for each in run:
-                yield self._elsewhere(each)
+                yield self._elsewhere(each) if elsewhere else _gone(each)
             return
         for each in run:
             at = each.offset - first.offset
@@ -135,7 +155,7 @@ class Chunks:
         """Return a chunk whose pack is gone: one that is needed again was stored anew since, in another."""
         found = self._index(True).locate(gone.id)
         if found is None or found.pack.name == gone.pack.name:
-            return Fetched(gone.id, b"", _damaged(gone, "the pack is missing"))
+            return _gone(gone)
         (fetched,) = self.each_of([found])
         return fetched
 
@@ -155,6 +175,10 @@ def _adjoins(run: Sequence[Location], other: Location) -> bool:
         and other.offset - last.offset - last.stored - RECORD.size <= _GAP
         and other.offset + other.stored + RECORD.size - first.offset <= _RUN
     )
+
+
+def _gone(location: Location) -> Fetched:
+    return Fetched(location.id, b"", _damaged(location, "the pack is missing"))
 
 
 def _damaged(location: Location, problem: str) -> IntegrityError:

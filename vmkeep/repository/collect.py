@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import AccessError, IntegrityError, NotFoundError
-from vmkeep.repository import layout, presence
+from vmkeep.repository import layout, presence, scrubbed
 from vmkeep.repository.collections import Verdict
 from vmkeep.repository.committed import list_points, sealed_sessions
 from vmkeep.repository.decision import VOID_SIZE
@@ -77,6 +77,7 @@ class Collector:
         packs = self._delete_packs()
         self._delete_indexes()
         self._delete_points()
+        self._delete(scrubbed.superseded(self._store))
         self._close()
         return Collected(len(packs), sum(packs.values()), self._locked, tuple(self._waits_for.values()))
 

@@ -102,16 +102,25 @@ class Index:
     def locate(self, chunk: bytes) -> Location | None:
         """Return where a chunk lies, if it is known."""
         at = self._find(chunk)
-        if at is None:
-            return None
+        return None if at is None else self.location(at)
+
+    def location(self, at: int) -> Location:
+        """Return what entry number *at* says."""
         entry = self.entries[at]
         return Location(
-            chunk,
+            entry["id"].tobytes(),
             self.packs[int(entry["pack"])],
             int(entry["offset"]),
             int(entry["stored"]),
             int(entry["raw"]),
         )
+
+    def copies(self, chunk: bytes) -> list[Location]:
+        """Return all places where a chunk lies; two sessions may have stored it at the same time."""
+        prefix = np.uint64(int.from_bytes(chunk[:8], "big"))
+        start, end = (int(self._prefixes.searchsorted(prefix, side)) for side in ("left", "right"))
+        found = (self.location(at) for at in range(start, end))
+        return [each for each in found if each.id == chunk]
 
     def mark(self, ids: NDArray[np.uint8], packs: NDArray[np.bool_]) -> bool:
         """Set *packs* where a pack holds one of the chunks, for all copies of it.

@@ -18,6 +18,7 @@ POINTS: Final = "points/"
 RUNS: Final = "runs/"
 COLLECTIONS: Final = "gc/"
 FORGOTTEN: Final = "forgotten/"
+VERIFIED: Final = "verified/"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SESSION: Final = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{12}")
@@ -84,6 +85,11 @@ def run(run_id: str) -> str:
 def forgotten(session: str) -> str:
     """Return the key that says that a session's recovery point is forgotten."""
     return f"{FORGOTTEN}{session}"
+
+
+def verified(number: str) -> str:
+    """Return the key of an object that says when packs were read back."""
+    return f"{VERIFIED}{number}"
 
 
 def collection(number: str, part: str) -> str:

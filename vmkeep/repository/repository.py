@@ -23,6 +23,7 @@ from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.read_stream import read_stream
 from vmkeep.repository.records import from_json, to_json
 from vmkeep.repository.restore_disk import restore_disk
+from vmkeep.repository.scrub import ScrubReport, scrub
 from vmkeep.repository.session import SPOOL_LIMIT, Origin
 from vmkeep.repository.trees import Trees
 from vmkeep.repository.verify import Sample, VerifyReport, verify
@@ -302,6 +303,22 @@ class Repository:
             TemporaryError: the store is away.
         """
         return verify(point, self.trees, Sample(share, seed), progress)
+
+    def scrub(
+        self,
+        *,
+        share: float = 1.0,
+        now: datetime | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ScrubReport:
+        """Read back a *share* (0 to 1) of all that is stored: what was not read for the longest time.
+
+        Damage is told with all recovery points that it concerns.
+
+        Raises:
+            TemporaryError: the store is away.
+        """
+        return scrub(self, share=share, now=now, progress=progress)
 
     def check_objects(self) -> list[PackFault]:
         """Return the packs of committed sessions that are missing or have another size; reads none."""

@@ -48,12 +48,12 @@ ROLES: Final = {
     "collector": Rights(
         read=(*_OPENING, *_DECISIONS, layout.OPEN, layout.PACKS, layout.RUNS),
         put=(layout.POINTS, layout.FORGOTTEN, layout.COLLECTIONS),
-        delete=(layout.OPEN, layout.PACKS, layout.INDEX, layout.POINTS),
+        delete=(layout.OPEN, layout.PACKS, layout.INDEX, layout.POINTS, layout.VERIFIED),
     ),
-    # While it reads it may say so. It cannot delete that again: whoever can, could also delete the record of
-    # a backup under way, and a collector would take its packs for nobody's.
+    # While it reads it may say so, and what it read back. It cannot delete that again: whoever can, could
+    # also delete the record of a backup under way, and a collector would take its packs for nobody's.
     "restorer": Rights(
-        read=(*_OPENING, *_DECISIONS, layout.PACKS, layout.RUNS),
-        put=(layout.OPEN,),
+        read=(*_OPENING, *_DECISIONS, layout.PACKS, layout.RUNS, layout.VERIFIED),
+        put=(layout.OPEN, layout.VERIFIED),
     ),
 }

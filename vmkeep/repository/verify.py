@@ -12,7 +12,7 @@ from vmkeep.errors import IntegrityError
 from vmkeep.repository.save_disk import HOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from vmkeep.repository.chunks import Fetched
     from vmkeep.repository.manifest import DiskRef, Point, StreamRef
@@ -81,6 +81,11 @@ def verify(
     return _Verification(point, trees, sample, progress).run()
 
 
+def damages_of(point: Point, trees: Trees, lost: Mapping[bytes, str]) -> list[Damage]:
+    """Return what of *point* cannot be restored without the chunks in *lost*, each with its reason."""
+    return _Verification(point, trees, Sample(), None).concerned(lost)
+
+
 class _Verification:
     def __init__(
         self, point: Point, trees: Trees, sample: Sample, progress: Callable[[int], None] | None
@@ -93,12 +98,26 @@ class _Verification:
         self._damages: list[Damage] = []
 
     def run(self) -> VerifyReport:
+        for component, item, groups in self._items():
+            self._check(component, item, groups)
+        return VerifyReport(self._count, self._size, tuple(sorted(self._damages, key=_order)))
+
+    def concerned(self, lost: Mapping[bytes, str]) -> list[Damage]:
+        for component, item, groups in self._items():
+            for group in groups:
+                if group.problem:
+                    self._damaged(component, item, (group.start, group.length), group.problem)
+                for chunk in lost.keys() & group.places.keys():
+                    for place in group.places[chunk]:
+                        self._damaged(component, item, place, lost[chunk])
+        return sorted(self._damages, key=_order)
+
+    def _items(self) -> Iterator[tuple[str, str, Iterator[_Group]]]:
         for component in self._point.components.values():
             for name, disk in component.disks.items():
-                self._check(component.name, f"disk {name}", self._disk(disk))
+                yield component.name, f"disk {name}", self._disk(disk)
             for name, stream in component.streams.items():
-                self._check(component.name, f"stream {name}", self._stream(stream))
-        return VerifyReport(self._count, self._size, tuple(sorted(self._damages, key=_order)))
+                yield component.name, f"stream {name}", self._stream(stream)
 
     def _disk(self, ref: DiskRef) -> Iterator[_Group]:
         for number in range(len(ref.leaves)):

@@ -128,6 +128,13 @@ def verify(  # noqa: PLR0913  (each is an option)
     share: Annotated[str, typer.Option(metavar="PERCENT", help="How much of it to read back.")] = "100%",
     repository: options.Repository = None,
     *,
+    packs: Annotated[
+        bool,
+        typer.Option(
+            "--packs",
+            help="All that is stored, or a --share of it: what was not read for the longest time.",
+        ),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Only check that every pack is there and has its size.")
     ] = False,
@@ -142,7 +149,7 @@ def verify(  # noqa: PLR0913  (each is an option)
         checks.quick(fleet, repository, as_json=json)
         return
     request = checks.request_of(fleet, tuple(targets or ()), tuple(point or ()), share)
-    request = request.model_copy(update={"repository": repository})
+    request = request.model_copy(update={"repository": repository, "packs": packs})
     carry_out(request, Mode(direct=direct, as_json=json))
 
 
@@ -190,9 +197,14 @@ def add_to(app: typer.Typer) -> None:
             "vmkeep restore db1/filesystems.exports --tar exports.tar",
         )
     )(restore)
-    app.command(epilog=examples("vmkeep verify", "vmkeep verify db1 --share 5%", "vmkeep verify --quick"))(
-        verify
-    )
+    app.command(
+        epilog=examples(
+            "vmkeep verify",
+            "vmkeep verify db1 --share 5%",
+            "vmkeep verify --packs --share 5%",
+            "vmkeep verify --quick",
+        )
+    )(verify)
     app.command(
         epilog=examples("vmkeep copy", "vmkeep copy db1 --to offsite", "vmkeep points --repository offsite")
     )(copy)

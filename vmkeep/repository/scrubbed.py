@@ -1,0 +1,58 @@
+"""Which packs were read back, and when: remembered in the repository, for whoever reads next.
+
+    verified/<id>    name 16 | minutes since 1970 u32    for each pack, encrypted
+
+Each object tells all that was known when it was put; of two that were put at the same time both count.
+None is needed for a restore, so what is damaged or missing is as if it had never been read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from vmkeep.errors import AccessError, IntegrityError, NotFoundError
+from vmkeep.repository import layout, sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vmkeep.repository.crypto import Keys
+    from vmkeep.stores.base import Store
+
+_KIND: Final = "verified"
+_ENTRY: Final = struct.Struct("<16sI")
+_KEPT: Final = 3
+"""Objects that are read and kept: more than one, for several may be put at once."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MINUTE: Final = timedelta(minutes=1)
+
+
+def read(store: Store, keys: Keys) -> dict[bytes, datetime]:
+    """Return when each pack was read back the last time, by its name; those that never were are left out."""
+    latest: dict[bytes, int] = {}
+    for key in _newest(store):
+        with contextlib.suppress(IntegrityError, NotFoundError, AccessError):
+            for name, minutes in _ENTRY.iter_unpack(sealed.unseal(keys, _KIND, key, store.get(key))):
+                latest[name] = max(minutes, latest.get(name, 0))
+    return {name: _EPOCH + minutes * _MINUTE for name, minutes in latest.items()}
+
+
+def remember(store: Store, keys: Keys, times: Mapping[bytes, datetime], now: datetime) -> None:
+    """Put when packs were read back: all of them, not only those of this time."""
+    key = layout.verified(layout.new_session_id(now))
+    body = b"".join(
+        _ENTRY.pack(name, max(0, (time - _EPOCH) // _MINUTE)) for name, time in sorted(times.items())
+    )
+    store.put_if_absent(key, sealed.seal(keys, _KIND, key, body))
+
+
+def superseded(store: Store) -> Iterable[str]:
+    """Return the keys of objects that are not read any more."""
+    return sorted(info.key for info in store.list(layout.VERIFIED))[:-_KEPT]
+
+
+def _newest(store: Store) -> list[str]:
+    return sorted(info.key for info in store.list(layout.VERIFIED))[-_KEPT:]
