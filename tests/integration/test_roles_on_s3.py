@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+from contextlib import suppress
 
 import pytest
 
 from vmkeep.cli import main
-from vmkeep.errors import AccessError, NotFoundError
+from vmkeep.errors import AccessError, NotFoundError, TemporaryError
 from vmkeep.operations import repositories
+from vmkeep.repository import Repository
 from vmkeep.stores import open_store
+from vmkeep.testing.faults import Fault, FaultyStore, on
+from vmkeep.testing.repositories import contents, point, save
 from vmkeep.testing.seaweed import USERS, principal
 from vmkeep.testing.site import FLEET, Site
 
@@ -95,6 +99,22 @@ def test_a_failed_run_of_a_writer_is_continued(roles, monkeypatch):
 
 def _interrupted(*_):
     raise NotFoundError("the process ended here")
+
+
+def test_a_lost_answer_costs_a_writer_nothing(roles, tmp_path):
+    faulty = FaultyStore(roles.store("writer"), on("put", "packs/", Fault.LOST))
+    writer = Repository.open(faulty, repositories.secret_of(roles.file))
+    content = {"root": b"r" * 50_000}
+
+    with writer.begin(vm="db1", run="run-1", spool=tmp_path / "spool") as session:
+        save(session, content)
+        with suppress(TemporaryError):  # the background may have tried again already
+            session.upload()
+        session.upload()
+        saved = session.seal(point(session.recorded()))
+
+    with repositories.open_repository(roles.file) as repository:
+        assert contents(repository, saved) == content
 
 
 def test_a_writer_can_neither_delete_nor_read_a_pack(roles):

@@ -4,7 +4,9 @@ import random
 import threading
 from contextlib import suppress
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -32,13 +34,24 @@ def opened(store):
     return Repository.open(store, KEY)
 
 
-def prepared(folder):
-    """A store with a point that is kept and one that is forgotten; the second has packs for itself."""
+@cache
+def template():
+    """Made once: packs are flushed to the disk, which takes longer than all else here."""
     store = MemoryStore()
     repository = small_repository(store)
-    old = backup(repository, folder / "old", OLD, run="run-1")
-    new = backup(repository, folder / "new", NEW, run="run-2")
+    with TemporaryDirectory() as folder:
+        old = backup(repository, Path(folder, "old"), OLD, run="run-1")
+        new = backup(repository, Path(folder, "new"), NEW, run="run-2")
     repository.forget(old, "retention")
+    return {info.key: store.get(info.key) for info in store.list()}, new
+
+
+def prepared():
+    """A store with a point that is kept and one that is forgotten; the second has packs for itself."""
+    objects, new = template()
+    store = MemoryStore()
+    for key, body in objects.items():
+        store.put_if_absent(key, body)
     return store, new
 
 
@@ -47,12 +60,13 @@ def assert_whole(store, expected):
     repository = opened(store)
     for each in repository.points():
         assert repository.verify(each).sound
-        assert contents(repository, each) == expected.get(each.session, contents(repository, each))
+        found = contents(repository, each)
+        assert found == expected.get(each.session, found)
     assert repository.check_objects() == []
 
 
 def requests_of(folder, act):
-    store, _ = prepared(folder)
+    store, _ = prepared()
     faulty = FaultyStore(store)
     act(faulty, folder)
     return len(faulty.requests)
@@ -70,7 +84,7 @@ def write(store, folder):
 @pytest.mark.parametrize("fault", [Fault.KILLED_AFTER, Fault.LOST])
 def test_a_collection_that_ends_at_any_request_is_carried_on(tmp_path, fault):
     for number in range(1, requests_of(tmp_path / "count", collect) + 1):
-        store, new = prepared(tmp_path / str(number))
+        store, new = prepared()
 
         with pytest.raises((Killed, TemporaryError)):
             collect(FaultyStore(store, at(number, fault)))
@@ -84,12 +98,11 @@ def test_a_collection_that_ends_at_any_request_is_carried_on(tmp_path, fault):
 
 def test_a_backup_after_a_collector_died_at_any_request_is_whole(tmp_path):
     for number in range(1, requests_of(tmp_path / "count", collect) + 1):
-        folder = tmp_path / str(number)
-        store, new = prepared(folder)
+        store, new = prepared()
         with pytest.raises(Killed):
             collect(FaultyStore(store, at(number, Fault.KILLED_AFTER)))
 
-        third = write(store, folder)
+        third = write(store, tmp_path / str(number))
 
         collect(store)
         assert_whole(store, {new.session: NEW, third.session: OLD})
@@ -108,9 +121,8 @@ class Meeting:
 
 def test_a_backup_between_any_two_requests_of_a_collection_is_whole(tmp_path):
     for number in range(1, requests_of(tmp_path / "count", collect) + 1):
-        folder = tmp_path / str(number)
-        store, new = prepared(folder)
-        met = Meeting(number, partial(write, store, folder))
+        store, new = prepared()
+        met = Meeting(number, partial(write, store, tmp_path / str(number)))
 
         collect(FaultyStore(store, met))
 
@@ -121,7 +133,7 @@ def test_a_backup_between_any_two_requests_of_a_collection_is_whole(tmp_path):
 
 def test_another_collection_between_any_two_requests_of_one_harms_nothing(tmp_path):
     for number in range(1, requests_of(tmp_path / "count", collect) + 1):
-        store, new = prepared(tmp_path / str(number))
+        store, new = prepared()
 
         collect(FaultyStore(store, Meeting(number, partial(collect, store))))
 
@@ -133,14 +145,13 @@ def test_another_collection_between_any_two_requests_of_one_harms_nothing(tmp_pa
 @pytest.mark.parametrize("dead_after", [NEVER, ALWAYS])
 def test_a_collection_between_any_two_requests_of_a_backup_harms_nothing(tmp_path, dead_after):
     for number in range(1, requests_of(tmp_path / "count", write) + 1):
-        folder = tmp_path / str(number)
-        store, new = prepared(folder)
+        store, new = prepared()
         expected = {new.session: NEW}
 
         met = Meeting(number, partial(collect, store, dead_after=dead_after))
 
         try:
-            third = write(FaultyStore(store, met), folder)
+            third = write(FaultyStore(store, met), tmp_path / str(number))
             expected[third.session] = OLD
         except ConflictError:  # it was taken for dead, and knows it
             assert dead_after is ALWAYS
@@ -154,16 +165,15 @@ def test_a_collection_between_any_two_requests_of_a_backup_harms_nothing(tmp_pat
 @pytest.mark.parametrize("dead_after", [NEVER, ALWAYS])
 def test_a_backup_that_dies_at_any_request_continues_after_a_collection_or_begins_anew(tmp_path, dead_after):
     for number in range(1, requests_of(tmp_path / "count", write) + 1):
-        folder = tmp_path / str(number)
-        store, new = prepared(folder)
+        store, new = prepared()
         with pytest.raises(Killed):
-            write(FaultyStore(store, at(number, Fault.KILLED_AFTER)), folder)
+            write(FaultyStore(store, at(number, Fault.KILLED_AFTER)), tmp_path / str(number))
 
         collect(store, None, dead_after)
         try:
-            third = write(store, folder)
+            third = write(store, tmp_path / str(number))
         except ConflictError:
-            third = write(store, folder)
+            third = write(store, tmp_path / str(number))
 
         assert_whole(store, {new.session: NEW, third.session: OLD})
         collect(store)
@@ -238,7 +248,7 @@ class Together:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_writers_collectors_readers_and_retention_work_at_once(tmp_path, seed):
-    memory, new = prepared(tmp_path)
+    memory, new = prepared()
     all_of = Together(Shuffled(memory, seed), tmp_path, seed)
     all_of.saved[new.session] = NEW
 

@@ -1,16 +1,27 @@
 """Each role does its whole work with the rights it has, and has no others."""
 
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from vmkeep.disks.device import Extent
-from vmkeep.errors import AccessError
+from vmkeep.errors import AccessError, IntegrityError, TemporaryError
 from vmkeep.operations.policy import Place, policy
-from vmkeep.repository import Repository, SavedComponent
+from vmkeep.repository import Repository, SavedComponent, layout
 from vmkeep.repository.roles import ROLES
 from vmkeep.stores import MemoryStore
-from vmkeep.testing.repositories import CHUNK, KEY, BytesDisk, backup, contents, point, small_repository
+from vmkeep.testing.faults import Fault, FaultyStore, Killed, on
+from vmkeep.testing.repositories import (
+    CHUNK,
+    KEY,
+    BytesDisk,
+    backup,
+    contents,
+    point,
+    save,
+    small_repository,
+)
 from vmkeep.testing.roles import RestrictedStore
 
 CONTENT = {"root": b"r" * 90_000, "data": bytes(range(256)) * 300}
@@ -121,6 +132,42 @@ def test_a_writer_continues_what_it_began(store, tmp_path):
 
     with as_role("writer", store)[1].begin(vm="db1", run="run-1", spool=tmp_path / "s") as session:
         assert (session.id, session.resumed) == (began, True)
+
+
+@pytest.mark.parametrize("fault", [Fault.LOST, Fault.KILLED_AFTER])
+def test_a_lost_answer_costs_a_writer_nothing(store, tmp_path, fault):
+    faulty = FaultyStore(RestrictedStore(store, ROLES["writer"]), on("put", "packs/", fault))
+    session = Repository.open(faulty, KEY).begin(vm="db1", run="run-1", spool=tmp_path / "s")
+    with suppress(TemporaryError, Killed):
+        save(session, CONTENT)
+        session.upload()
+    session.close()
+
+    with as_role("writer", store)[1].begin(vm="db1", run="run-1", spool=tmp_path / "s") as resumed:
+        save(resumed, {name: data for name, data in CONTENT.items() if missing(resumed, name)})
+        resumed.upload()
+        saved = resumed.seal(point(resumed.recorded()))
+
+    assert saved.session == session.id
+    assert contents(Repository.open(store, KEY), saved) == CONTENT
+
+
+def missing(session, name):
+    return f"filesystems.{name}" not in session.recorded()
+
+
+def test_a_writer_takes_no_pack_of_another_size_for_its_own(store, tmp_path):
+    writer = as_role("writer", store)[1]
+    session = writer.begin(vm="db1", run="run-1", spool=tmp_path / "s")
+    session._uploads.stop()  # so that packs wait in the spool
+    save(session, CONTENT)
+    (pack, *_) = session._packer.packs
+    store.put_if_absent(layout.pack(pack), b"half of it")
+
+    with pytest.raises(IntegrityError, match="other bytes"):
+        session.upload()
+
+    session.close()
 
 
 def test_a_restorer_reads_everything(store, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -27,10 +28,15 @@ def in_order(function: Callable[[T], R], items: Iterable[T], *, threads: int = T
     At most `3 * threads` items are taken ahead of the result that is yielded. After an error nothing
     new is begun, and all threads have ended when it is raised.
     """
+    left = iter(items)
+    first = list(islice(left, 2))
+    if len(first) < 2:  # a thread would cost more than it brings
+        yield from map(function, first)
+        return
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads, "vmkeep") as pool:
         try:
-            for item in items:
+            for item in chain(first, left):
                 waiting.append(pool.submit(function, item))
                 if len(waiting) >= 3 * threads:
                     yield waiting.popleft().result()
