@@ -16,8 +16,6 @@ from vmkeep.repository import Repository
 from vmkeep.stores import S3Options, open_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from vmkeep.operations.rescue import How, Rescued
     from vmkeep.repository import Point
 
@@ -88,7 +86,7 @@ def restore(source: Source, which: Which, folder: Path, how: How, *, as_json: bo
     with source.open() as repository:
         names = operation.vms(repository) if which.vm is None else [which.vm]
         chosen = [_point(repository, name, which.session) for name in names]
-        rescued = [operation.rescue(repository, point, folder, how, told=_tell(point.vm)) for point in chosen]
+        rescued = operation.rescue(repository, chosen, folder, how, told=_tell)
     if as_json:
         print_json([_record(one) for one in rescued])
     else:
@@ -106,8 +104,8 @@ def _point(repository: Repository, vm: str, session: str | None) -> Point:
     return operation.newest(repository, vm, damaged=warn)
 
 
-def _tell(vm: str) -> Callable[[str], None]:
-    return lambda component: err().print(f"restoring {vm}/{component}", markup=False)
+def _tell(component: str) -> None:
+    err().print(f"restoring {component}", markup=False)
 
 
 def _print(one: Rescued) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from vmkeep import fleet as fleets
 from vmkeep.errors import ConflictError, VmkeepError
+from vmkeep.operations import kept_points
 from vmkeep.operations.places import chosen
 from vmkeep.operations.prepare import prepare
 from vmkeep.operations.run import Run, dead_runs, new_run_id, reap, state_folder
@@ -35,11 +35,18 @@ def begin(request: Request, *, suffix: str | None = None) -> Run:
     name = new_run_id(datetime.now(UTC), suffix)
     if suffix is not None:
         for folder in (state_folder(file.fleet.fleet) / "runs").glob(f"*-{suffix}"):
-            return Run.reopen(folder)
+            return _continued(Run.reopen(folder))
     request = chosen(file, request)
     plan, points = prepare(file.at(request.repository), request)
     reap(file.fleet.fleet)
-    return Run.begin(name, request, plan, points)
+    run = Run.begin(name, request, plan, points)
+    try:
+        kept_points.hold(run)
+    except BaseException:
+        kept_points.let_go(run)
+        run.forget()
+        raise
+    return run
 
 
 def resume(request: Request, run_id: str) -> Run:
@@ -54,7 +61,7 @@ def resume(request: Request, run_id: str) -> Run:
     if run.request.operation != request.operation:
         run.close()
         raise ConflictError(f"run {run_id} is a {run.request.operation}, not a {request.operation}")
-    return run
+    return _continued(run)
 
 
 def finish(run: Run, report: RunReport) -> RunReport:
@@ -64,13 +71,25 @@ def finish(run: Run, report: RunReport) -> RunReport:
         The report, with the trouble there was, if any.
     """
     trouble = _record(run, report) if report.operation == "backup" else None
+    # A restore that failed may be continued; a verification that failed has nothing more to read.
+    if report.summary.complete or report.operation == "verify":
+        kept_points.let_go(run)
     if report.summary.complete:
         run.forget()
     else:
         run.close()
         for old in [*dead_runs(run.file.fleet.fleet)][_KEPT:]:
-            shutil.rmtree(old, ignore_errors=True)
+            kept_points.drop(old)
     return replace(report, trouble=trouble)
+
+
+def _continued(run: Run) -> Run:
+    try:
+        kept_points.hold(run)
+    except BaseException:
+        run.close()
+        raise
+    return run
 
 
 def _record(run: Run, report: RunReport) -> str | None:

@@ -73,21 +73,28 @@ def vms(repository: Repository) -> Sequence[str]:
 
 def rescue(
     repository: Repository,
-    point: Point,
+    points: Sequence[Point],
     folder: Path,
     how: How,
     told: Callable[[str], None] = lambda _component: None,
-) -> Rescued:
-    """Restore all of a recovery point into *folder*; what is damaged does not keep the rest away.
+) -> list[Rescued]:
+    """Restore all of recovery points, one of a VM, into *folder*; what is damaged keeps no other away.
 
     Args:
-        told: called with the name of each component before it is restored.
+        told: called with `vm/component` before each is restored.
 
     Raises:
-        InputError: there is something of that VM already, and overwriting was not asked for.
-        NotFoundError: the point was forgotten meanwhile.
+        InputError: there is something of a VM already, and overwriting was not asked for.
+        NotFoundError: a point was forgotten meanwhile.
         AccessError: owners are to be restored, and we are not root.
     """
+    with repository.reading(*points):
+        return [_rescue(repository, point, folder, how, told) for point in points]
+
+
+def _rescue(
+    repository: Repository, point: Point, folder: Path, how: How, told: Callable[[str], None]
+) -> Rescued:
     own = folder / check_name("VM", point.vm)
     if not how.overwrite and own.exists() and any(own.iterdir()):
         raise InputError(f"{own} is not empty: say --overwrite, or another folder")
@@ -95,10 +102,10 @@ def rescue(
     hypervisor.create(point.vm, point.definition, overwrite=how.overwrite)
     files: dict[str, Path] = {}
     failed: dict[str, str] = {}
-    with repository.reading(point), tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         context = RestoreContext(point.vm, "", hypervisor, repository, Path(scratch), owners=how.owners)
         for name, saved in point.components.items():
-            told(name)
+            told(f"{point.vm}/{name}")
             target = own / check_name("component", name) if has_files(saved) else None
             try:
                 files |= _restore(dataclasses.replace(context, component=name, folder=target), saved, how)

@@ -70,18 +70,17 @@ def write(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
         written += size
         progress(size)
 
-    with run.repository.reading(point):
-        open_component(name, run.file.fleet.vms[name], component).restore(
-            RestoreContext(
-                name=run.target(name),
-                component=component,
-                hypervisor=run.hypervisor_of(name),
-                reader=run.repository,
-                scratch=run.scratch(name),
-                progress=count,
-            ),
-            saved,
-        )
+    open_component(name, run.file.fleet.vms[name], component).restore(
+        RestoreContext(
+            name=run.target(name),
+            component=component,
+            hypervisor=run.hypervisor_of(name),
+            reader=run.repository,
+            scratch=run.scratch(name),
+            progress=count,
+        ),
+        saved,
+    )
     return StepReport(f"{format_size(written)} written", read=written)
 
 

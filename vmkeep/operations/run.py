@@ -5,6 +5,7 @@
     lock                held by the process that carries the run out
     outcomes            one JSON line for each step that ended
     snapshots/<group>   what each snapshot is
+    pin, points/<vm>    the recovery points that are read (see `kept_points`)
     spools/<vm>         the repository's spool of the VM's session
 """
 
@@ -30,6 +31,7 @@ from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.request import Request
 from vmkeep.planning import Outcome, Plan, State, Verb, still_done
+from vmkeep.repository import PointInfo, layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from vmkeep.hypervisors.base import Hypervisor
     from vmkeep.repository import Point, Repository, Session
 
+POINTS_FOLDER: Final = "points"
 _PARENTS: Final = 8
 """How many recovery points are looked through for one that holds a component."""
 
@@ -100,7 +103,7 @@ class Run:
         content = {
             "request": request.model_dump(mode="json"), "plan": plan.to_json(), "points": dict(points or {}),
         }  # fmt: skip
-        _write(folder / "run.json", json.dumps(content))
+        write_whole(folder / "run.json", json.dumps(content).encode())
         return cls(folder, request, plan, points or {})
 
     @classmethod
@@ -186,7 +189,7 @@ class Run:
             if vm not in self._points:
                 if vm not in self.chosen:
                     raise InputError(f"VM {vm}: this run has no recovery point for it")
-                self._points[vm] = self.repository.point(vm, self.chosen[vm])
+                self._points[vm] = self._kept_point(vm) or self.repository.point(vm, self.chosen[vm])
             return self._points[vm]
 
     def parent(self, vm: str, component: str) -> Point | None:
@@ -221,7 +224,8 @@ class Run:
         """Remember the snapshots of one group, one for each hypervisor that its VMs run on."""
         folder = self.folder / "snapshots"
         folder.mkdir(exist_ok=True)
-        _write(folder / snapshots[0].group, json.dumps([asdict(snapshot) for snapshot in snapshots]))
+        content = json.dumps([asdict(snapshot) for snapshot in snapshots])
+        write_whole(folder / snapshots[0].group, content.encode())
 
     def snapshots(self, group: str | None = None) -> Iterator[Snapshot]:
         """Yield the snapshots of a group, or all."""
@@ -317,6 +321,16 @@ class Run:
             raise ConflictError(f"run {self.folder.name} is carried out by another process now") from None
         return lock
 
+    def _kept_point(self, vm: str) -> Point | None:
+        """Return the point that was copied when the run began: it may be forgotten since."""
+        try:
+            body = (self.folder / POINTS_FOLDER / vm).read_bytes()
+        except FileNotFoundError:
+            return None
+        session = self.chosen[vm]
+        info = PointInfo(vm, session, layout.decision(vm, session), len(body))
+        return self.repository.load(info, body)
+
     def _adopt(self, vm: str, spool: Path) -> None:
         """Take over the spool that a dead run left for *vm*; the repository then voids its session."""
         if spool.exists():
@@ -371,10 +385,11 @@ def _snapshot(value: Mapping[str, object]) -> Snapshot:
     return Snapshot(content["group"], content["taken"], content["consistency"], machines)
 
 
-def _write(path: Path, text: str) -> None:
+def write_whole(path: Path, body: bytes) -> None:
+    """Write a file of a run; after a crash it is there whole, or as it was."""
     new = path.with_name(f".{path.name}.new")
-    with new.open("w") as file:
-        file.write(text)
+    with new.open("wb") as file:
+        file.write(body)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

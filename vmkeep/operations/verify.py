@@ -34,7 +34,8 @@ def verify_new(run: Run, step: Step, progress: Callable[[int], None]) -> StepRep
     if not points:
         raise NotFoundError(f"VM {name}: the recovery point of run {run.id} is not in the repository")
     try:
-        return _verify(run, points[-1], _share_of_new(points[-1]), progress)
+        with run.repository.reading(points[-1]):
+            return _verify(run, points[-1], _share_of_new(points[-1]), progress)
     except AccessError as error:
         return _unread(run, points[-1], error)
 
@@ -69,9 +70,7 @@ def verify_chosen(run: Run, step: Step, progress: Callable[[int], None]) -> Step
     if not step.vms:
         return _scrub(run, progress)
     (name,) = step.vms
-    point = run.point(name)
-    with run.repository.reading(point):
-        return _verify(run, point, run.request.share, progress)
+    return _verify(run, run.point(name), run.request.share, progress)
 
 
 def _scrub(run: Run, progress: Callable[[int], None]) -> StepReport:

@@ -1,10 +1,11 @@
 """Recovery points in a store: deduplicated, compressed, encrypted; see `docs/format.md`."""
 
+from vmkeep.repository.check import PackFault
 from vmkeep.repository.collect import Collected
 from vmkeep.repository.committed import PointInfo
 from vmkeep.repository.manifest import DiskRef, Leaf, Point, SavedComponent, Stats, StreamRef
 from vmkeep.repository.read_disk import SavedDisk
-from vmkeep.repository.repository import PackFault, Repository
+from vmkeep.repository.repository import Repository
 from vmkeep.repository.scrub import ScrubReport
 from vmkeep.repository.secret import Secret, generate_key_file, parse_secret, read_key_file, read_key_variable
 from vmkeep.repository.session import Session

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import AccessError, IntegrityError, NotFoundError, VmkeepError
+from vmkeep.errors import AccessError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
 from vmkeep.repository.decision import Decision, decide
-from vmkeep.repository.forgotten import forgotten_sessions, is_forgotten
+from vmkeep.repository.forgotten import forgotten_sessions
 from vmkeep.repository.records import from_json, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
     from datetime import timedelta
 
     from vmkeep.repository.crypto import Keys
@@ -53,29 +53,23 @@ def announce_writer(store: Store, keys: Keys, *, session: str, vm: str, run: str
     )  # fmt: skip
 
 
-@contextlib.contextmanager
-def reading(store: Store, keys: Keys, *, vm: str, session: str) -> Iterator[None]:
-    """Keep the chunks of a recovery point from being deleted while it is read.
+def announce_reader(store: Store, keys: Keys, reader: str, points: Mapping[str, str]) -> None:
+    """Say that recovery points (VM to session) are being read; a second call does nothing."""
+    reads = {"vm": ", ".join(points), "reads": sorted(points.values())}
+    _announce(store, keys, {"role": "reader", "session": reader, "decision": "", **reads})
 
-    Where the credentials may not write, it goes without: the point is safe as long as it is not forgotten.
 
-    Raises:
-        NotFoundError: the point is forgotten.
-    """
-    reader = layout.new_session_id(datetime.now(UTC))
-    with contextlib.suppress(AccessError):
-        _announce(
-            store, keys, {"role": "reader", "session": reader, "vm": vm, "reads": session, "decision": ""}
-        )
+def leave_reading(store: Store, reader: str) -> None:
+    """Say that a reader needs nothing any more."""
     try:
-        # Only now: a collector that did not see us has condemned only what was forgotten before.
-        if is_forgotten(store, session):
-            raise NotFoundError(f"recovery point {session} of {vm} was forgotten; choose another one")
-        yield
-    finally:
-        # It harms nobody if it stays: a collector that meets it waits for a while, then removes it.
-        with contextlib.suppress(VmkeepError):
-            _leave_reader(store, reader)
+        store.delete(layout.open_record(reader))
+    except AccessError:  # who may only read the repository puts a note instead
+        store.put_if_absent(layout.open_record(f"{reader}{_LEFT}"), b"")
+
+
+def has_left(store: Store, reader: str) -> bool:
+    """Tell whether a reader whose record is still there has left."""
+    return f"{reader}{_LEFT}" in _listed(store)
 
 
 def leave(store: Store, session: str) -> None:
@@ -129,20 +123,13 @@ def _listed(store: Store) -> frozenset[str]:
     return frozenset(info.key.removeprefix(layout.OPEN) for info in store.list(layout.OPEN))
 
 
-def _leave_reader(store: Store, reader: str) -> None:
-    try:
-        store.delete(layout.open_record(reader))
-    except AccessError:  # who may only read the repository puts a note instead
-        store.put_if_absent(layout.open_record(f"{reader}{_LEFT}"), b"")
-
-
 def _fence(store: Store, keys: Keys, writer: Visitor) -> None:
     reason = f"taken for dead: open since {writer.begun.isoformat(timespec='seconds')}"
     decide(store, keys, writer.decision, Decision(secrets.token_hex(16), None, reason))
 
 
-def _announce(store: Store, keys: Keys, record: dict[str, str]) -> None:
-    key = layout.open_record(record["session"])
+def _announce(store: Store, keys: Keys, record: Mapping[str, object]) -> None:
+    key = layout.open_record(str(record["session"]))
     body = {
         **record,
         "host": platform.node(),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
-from vmkeep.repository import keyslot, layout, presence, sealed, slots
+from vmkeep.repository import keyslot, layout, pins, sealed, slots
 from vmkeep.repository.begin import begin
+from vmkeep.repository.check import PackFault, missing_packs
 from vmkeep.repository.chunks import Chunks
 from vmkeep.repository.collect import DEAD_AFTER, Collected, collect, unneeded
 from vmkeep.repository.committed import CommittedIndex, PointInfo, list_points
@@ -46,18 +46,6 @@ if TYPE_CHECKING:
 
 _TIME: Final = len("20260101T010000123Z-")
 """How much of a session's id is its time."""
-
-
-@dataclass(frozen=True, slots=True)
-class PackFault:
-    """A pack that is not as the index says."""
-
-    pack: str
-    """Its key."""
-    expected: int
-    """Bytes."""
-    found: int | None
-    """`None`: it is missing."""
 
 
 class Repository:
@@ -212,8 +200,11 @@ class Repository:
                 damaged(info, point)
         return found
 
-    def load(self, info: PointInfo) -> Point:
+    def load(self, info: PointInfo, body: bytes | None = None) -> Point:
         """Return the point of a listing.
+
+        Args:
+            body: its object, where that is known.
 
         Raises:
             NotFoundError: it was forgotten and removed since.
@@ -221,7 +212,7 @@ class Repository:
         """
         point = self._points.get(info.key)
         if point is None:
-            decided = decode(self.keys, info.key, self.store.get(info.key)).point
+            decided = decode(self.keys, info.key, body or self.store.get(info.key)).point
             if decided is None:
                 raise IntegrityError(f"{info.key} is damaged: it is void, but not of a void's size")
             point = self._points[info.key] = decided
@@ -322,24 +313,38 @@ class Repository:
 
     def check_objects(self) -> list[PackFault]:
         """Return the packs of committed sessions that are missing or have another size; reads none."""
-        before = self.committed.refresh().packs
-        sizes = {info.key: info.size for info in self.store.list(layout.PACKS)}
-        faults = {
-            pack.name: PackFault(layout.pack(pack.name), pack.size, sizes.get(layout.pack(pack.name)))
-            for pack in before
-            if sizes.get(layout.pack(pack.name)) != pack.size
-        }
-        # Asked again: what was collected in between is no fault.
-        still = {pack.name for pack in self.committed.refresh().packs} if faults else set()
-        return [fault for name, fault in faults.items() if name in still]
+        return missing_packs(self.store, self.committed)
 
-    def reading(self, point: Point) -> AbstractContextManager[None]:
-        """Keep what *point* is made of from being collected, as long as the context is open.
+    def reading(self, *points: Point) -> AbstractContextManager[None]:
+        """Keep what *points*, one of a VM, are made of from being collected, as long as the context is open.
 
         Raises:
-            NotFoundError: the point was forgotten.
+            NotFoundError: one was forgotten.
         """
-        return presence.reading(self.store, self.keys, vm=point.vm, session=point.session)
+        return pins.reading(self.store, self.keys, {point.vm: point.session for point in points})
+
+    def pin(self, points: Mapping[str, str], reader: str) -> dict[str, bytes]:
+        """Keep what *points* (VM to session) are made of until `unpin`, also behind the end of this process.
+
+        Args:
+            reader: from `pins.new_reader`; a second call with the same does nothing.
+
+        Returns:
+            Their objects, for `load`: these may be removed meanwhile.
+
+        Raises:
+            NotFoundError: one was forgotten.
+            TemporaryError: the store is away.
+        """
+        return pins.pin(self.store, self.keys, points, reader)
+
+    def pinned(self, reader: str) -> bool:
+        """Tell whether what *reader* pinned was kept until now; without it, `pin` asks what is left."""
+        return pins.pinned(self.store, reader)
+
+    def unpin(self, reader: str) -> None:
+        """Let go of what *reader* pinned; a second call does nothing."""
+        pins.unpin(self.store, reader)
 
     def forget(self, point: Point, reason: str) -> None:
         """Let a recovery point not count any more; what only it needs is deleted by `collect`.
