@@ -18,6 +18,7 @@ import lzma
 import os
 import stat
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -25,13 +26,14 @@ from typing import TYPE_CHECKING, Final
 import zstandard
 
 from vmkeep.disks import scratch, tools
-from vmkeep.errors import UnsupportedError
+from vmkeep.errors import SourceError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 COMMAND_LINE: Final = "console=ttyS0 panic=-1 quiet mitigations=off nokaslr"
 AGENT_PORT: Final = "org.qemu.guest_agent.0"
+_START_S: Final = 30.0
 _MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_net")
 _INIT: Final = r"""#!/bin/sh
 export PATH=/bin:/sbin
@@ -175,9 +177,18 @@ def running(
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
+        _await(monitor, process, log)
         yield RunningGuest(process, guest_socket, console, monitor)
     finally:
         scratch.end(process)
+
+
+def _await(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while not path.exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SourceError(f"QEMU did not start: {tools.last_words(log.read_text(errors='replace'))}")
+        time.sleep(0.01)
 
 
 def _find(tool: str, package: str) -> str:
