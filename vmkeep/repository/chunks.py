@@ -132,8 +132,8 @@ class Chunks:
             at = each.offset - first.offset
             try:
                 yield Fetched(each.id, reader.chunk(view[at : at + RECORD.size + each.stored], each))
-            except IntegrityError as error:
-                yield Fetched(each.id, b"", _damaged(each, str(error)))
+            except IntegrityError:
+                yield self._once_more(reader, each)
 
     def fetch(self, chunks: Iterable[bytes], use: Callable[[Fetched], object]) -> None:
         """Read all *chunks* with several threads, and call *use* from these with each of them.
@@ -150,6 +150,15 @@ class Chunks:
                 use(fetched)
 
         for_each(read, runs, threads=READS)
+
+    def _once_more(self, reader: PackReader, location: Location) -> Fetched:
+        """Read one chunk again: it may have been damaged on its way, and be whole in the store."""
+        length = RECORD.size + location.stored
+        try:
+            record = self._store.get(layout.pack(location.pack.name), location.offset, length)
+            return Fetched(location.id, reader.chunk(memoryview(record), location))
+        except (IntegrityError, NotFoundError) as error:
+            return Fetched(location.id, b"", _damaged(location, str(error)))
 
     def _elsewhere(self, gone: Location) -> Fetched:
         """Return a chunk whose pack is gone: one that is needed again was stored anew since, in another."""

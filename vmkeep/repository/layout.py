@@ -24,13 +24,18 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SESSION: Final = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{12}")
 
 
+def is_name(name: str) -> bool:
+    """Tell whether *name* can be part of a key."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_name(kind: str, name: str) -> str:
     """Return *name* when it can be part of a key.
 
     Raises:
         InputError: it cannot.
     """
-    if _NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise InputError(f"{name!r} is no name of a {kind}: write letters, digits, '.', '_' and '-'")
     return name
 

@@ -27,8 +27,9 @@ class Slot:
 
 
 def names(store: Store) -> list[str]:
-    """Return the names of all slots, in order."""
-    return [info.key.removeprefix(layout.KEYS) for info in store.list(layout.KEYS)]
+    """Return the names of all slots, in order; what cannot be the name of one was not put by us."""
+    found = (info.key.removeprefix(layout.KEYS) for info in store.list(layout.KEYS))
+    return [name for name in found if layout.is_name(name)]
 
 
 def list_slots(store: Store) -> list[Slot]:

@@ -31,7 +31,7 @@ _CONFLICT_PAUSES: Final = (0.1, 0.3, 1.0, 3.0)
 """Seconds before trying again after 409: another writer of the same key was in the middle of it."""
 _DENIED: Final = {
     "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken",
-    "InvalidToken", "AllAccessDisabled", "AccountProblem", "RequestTimeTooSkewed", "Forbidden",
+    "InvalidToken", "AllAccessDisabled", "AccountProblem", "Forbidden",
 }  # fmt: skip
 _FORBIDDEN: Final = {"AccessDenied", "403", "Forbidden"}
 _MISTAKEN: Final = {"InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed"}
@@ -171,6 +171,8 @@ class S3Store:
             return NotFoundError(f"{what}: there is no such object")
         if code == "NoSuchBucket":
             return InputError(f"{what}: there is no bucket {self._bucket!r}; create it, or correct the store")
+        if code == "RequestTimeTooSkewed":
+            return AccessError(f"{what}: {reason}; this machine's clock is wrong: set it")
         if code in _DENIED:
             return AccessError(f"{what}: {reason}; check the credentials and their policy")
         if code in _MISTAKEN:
