@@ -9,7 +9,8 @@ import pytest
 
 from vmkeep.errors import InputError, NotFoundError, SourceChangedError
 from vmkeep.operations import backup, direct, lifecycle, repositories, steps
-from vmkeep.operations.run import Run, state_folder
+from vmkeep.operations.prepare import prepare
+from vmkeep.operations.run import Run, dead_runs, state_folder
 from vmkeep.planning import State, Verb
 from vmkeep.testing.faults import Fault, flip
 from vmkeep.testing.guests import Volume, build_disk
@@ -418,3 +419,26 @@ def test_all_that_is_stored_is_verified_and_damage_names_every_point(site):
     assert sound.exit_code == 0
     assert damaged.exit_code == 4
     assert f"db1/filesystems.data of {old.session}: disk data" in str(damaged.errors["verify packs"])
+
+
+def test_a_run_that_begins_is_never_taken_for_dead(site):
+    """While others look all the time who died, as each run does when it begins."""
+    over = threading.Event()
+    found = []
+
+    def look():
+        while not over.is_set():
+            found.extend(path.name for path in dead_runs("site"))
+
+    watchers = [threading.Thread(target=look) for _ in range(3)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        for number in range(40):
+            plan, points = prepare(site.file, site.request("backup"))
+            Run.begin(f"20260101T000000Z-{number:08x}", site.request("backup"), plan, points).forget()
+    finally:
+        over.set()
+        for watcher in watchers:
+            watcher.join()
+    assert found == []

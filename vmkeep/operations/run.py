@@ -11,12 +11,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import secrets
 import shutil
 import threading
+import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import TYPE_CHECKING, Final, Self
 from vmkeep import fleet as fleets
 from vmkeep.components.guest import GuestFiles
 from vmkeep.disks import scratch
-from vmkeep.errors import ConflictError, InputError, NotFoundError
+from vmkeep.errors import ConflictError, InputError, NotFoundError, VmkeepError
 from vmkeep.hypervisors.base import DiskState, MachineState, Snapshot
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from vmkeep.repository import Point, Repository, Session
 
 POINTS_FOLDER: Final = "points"
+_PROBE_S: Final = 0.02
 _PARENTS: Final = 8
 """How many recovery points are looked through for one that holds a component."""
 
@@ -303,8 +306,12 @@ class Run:
 
     def forget(self) -> None:
         """Close the run and remove its folder; nothing of it is needed any more."""
+        gone = self.folder.with_name(f".{self.folder.name}")
+        # While it is still ours: once it is free, others would take it for one that died.
+        with contextlib.suppress(OSError):
+            self.folder.rename(gone)
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(gone, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self
@@ -313,13 +320,25 @@ class Run:
         self.close()
 
     def _take(self) -> int:
-        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise ConflictError(f"run {self.folder.name} is carried out by another process now") from None
-        return lock
+        path = self.folder / "lock"
+        if not path.exists():
+            # It is held before it has its name: nobody ever finds it free, and takes us for dead.
+            new = self.folder / f".lock.{os.getpid()}.{threading.get_ident()}"
+            lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            new.replace(path)
+            return lock
+        lock = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        for pause in (*[_PROBE_S] * 10, None):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if pause is not None:  # who looks whether we are dead holds it for a moment
+                    time.sleep(pause)
+            else:
+                return lock
+        os.close(lock)
+        raise ConflictError(f"run {self.folder.name} is carried out by another process now")
 
     def _kept_point(self, vm: str) -> Point | None:
         """Return the point that was copied when the run began: it may be forgotten since."""
@@ -345,14 +364,16 @@ class Run:
 
 def dead_runs(fleet: str) -> Iterator[Path]:
     """Yield the folders of runs that no process carries out any more, newest first."""
-    for folder in sorted((state_folder(fleet) / "runs").glob("*"), reverse=True):
+    for folder in sorted((state_folder(fleet) / "runs").glob("[!.]*"), reverse=True):
         try:
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not os.path.samestat(os.fstat(lock), (folder / "lock").stat()):
+                continue
+        except (BlockingIOError, FileNotFoundError):  # it runs, or has ended since
             continue
         finally:
             os.close(lock)
@@ -362,10 +383,16 @@ def dead_runs(fleet: str) -> Iterator[Path]:
 def reap(fleet: str) -> None:
     """Release what dead runs left here and on the hypervisors: snapshots, mounts, temporary files."""
     scratch.reap()
+    for ended in (state_folder(fleet) / "runs").glob(".*"):
+        shutil.rmtree(ended, ignore_errors=True)
     for folder in dead_runs(fleet):
         if not (folder / "run.json").exists():
             continue
-        with Run.reopen(folder) as dead:
+        try:
+            dead = Run.reopen(folder)
+        except VmkeepError:  # another process clears it away, or its fleet file is gone
+            continue
+        with dead:
             for snapshot in dead.snapshots():
                 for vm in snapshot.machines:
                     if vm in dead.file.fleet.vms:
