@@ -11,7 +11,7 @@ import math
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import GuestError, UnsupportedError, VmkeepError
-from vmkeep.guests import scripts
+from vmkeep.guests import freeze_scripts, scripts
 from vmkeep.guests.agent_commands import Commands
 from vmkeep.guests.agent_streams import Spool
 from vmkeep.guests.base import FREEZE_S, HOLD_S, OUTPUT_LIMIT, PING_S, QUIET_S, Completed
@@ -132,7 +132,7 @@ class AgentGuest:
     def _arm(self, hold_s: float) -> None:
         """Let the guest thaw by itself after *hold_s*; where it runs no commands, it cannot."""
         with contextlib.suppress(GuestError, UnsupportedError):
-            words = scripts.words(scripts.THAW_LATER, str(math.ceil(hold_s)))
+            words = scripts.words(freeze_scripts.THAW_LATER, str(math.ceil(hold_s)))
             self._watchdog = self._start(words, b"", _CALL_S)
 
     def _disarm(self) -> None:

@@ -92,6 +92,40 @@ wait "$output" "$errors"
 """
 """Half of an input is no input: whoever reads it is ended before it could see its end."""
 
+STREAM_IN: Final = (
+    "dir=$1; shift"
+    + _START
+    + _FOLDER
+    + _ERRORS
+    + _FEED
+    + """
+while IFS= read -r size; do
+    [ "$size" = end ] && { whole=yes; break; }
+    dd bs="$size" count=1 iflag=fullblock >&3 2>/dev/null || break
+done
+"""
+    + _FED
+)
+"""folder command... Takes frames on its input: a length, a newline, the bytes; `end` ends it. Sets $code."""
+
+STREAM_OUT: Final = (
+    _START
+    + f"""
+exec 5<&0 8>&1 9>&2
+code=$(
+    exec 7>&1
+    {{
+        $group "$@" </dev/null >&8 5<&- 7>&- 8>&- 9>&- & pid=$!
+        {{ cat <&5; end TERM; sleep 2; end KILL; }} >/dev/null 2>&1 7>&- 8>&- 9>&- & alarm=$!
+        wait "$pid"
+        echo $? >&7
+        kill "$alarm" 2>/dev/null
+    }} 2>&1 | {{ head -c {ERROR_LIMIT} >&9; cat >/dev/null; }}
+)
+"""
+)
+"""command... Ended when its input ends, which says that nobody reads any more. Sets $code."""
+
 SPOOL_IN: Final = (
     "dir=$1 patience=$2; shift 2"
     + _START
@@ -165,14 +199,6 @@ exit 0
 """
 )
 """folder: ends a SPOOL_OUT whose reader went away."""
-
-THAW_LATER: Final = """
-trap 'kill "$!"; exit' TERM
-sleep "$1" & wait "$!"
-set -f; tac=; while read -r _ _ _ _ point _; do tac="$point $tac"; done </proc/self/mountinfo
-for point in $tac; do fsfreeze --unfreeze "$(printf '%b' "$point")"; done >/dev/null 2>&1
-"""
-"""seconds: then thaws every mounted file system, the last mounted first."""
 
 
 def words(script: str, *arguments: str) -> list[str]:

@@ -16,6 +16,7 @@ import gzip
 import io
 import lzma
 import os
+import socket
 import stat
 import subprocess
 import time
@@ -27,6 +28,7 @@ import zstandard
 
 from vmkeep.disks import scratch, tools
 from vmkeep.errors import SourceError, UnsupportedError
+from vmkeep.guests.ssh_connection import Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -181,6 +183,32 @@ def running(
         yield RunningGuest(process, guest_socket, console, monitor)
     finally:
         scratch.end(process)
+
+
+@contextlib.contextmanager
+def with_ssh(
+    folder: Path,
+    *,
+    disks: Sequence[tuple[Path, str]] = (),
+    forward: Sequence[tuple[int, int]] = (),
+) -> Iterator[tuple[RunningGuest, Target]]:
+    """Run a tiny guest with an SSH server, as `running` does; also say how to log in, once it has booted."""
+    key, known = folder / "key", folder / "known_hosts"
+    tools.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key), timeout_s=60)
+    files = build(folder, authorized_key=key.with_suffix(".pub").read_text().strip())
+    port = free_port()
+    known.write_text(f"[127.0.0.1]:{port} {files.host_key}\n")
+    target = Target("127.0.0.1", "root", port, key, options=(f"UserKnownHostsFile={known}",))
+    with running(files, folder, disks=disks, forward=[(port, 22), *forward]) as machine:
+        yield machine, target
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def _await(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
