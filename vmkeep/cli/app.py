@@ -55,10 +55,15 @@ def _build() -> typer.Typer:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; see `vmkeep.cli.main`."""
+    return run_program(_build(), "vmkeep", arguments)
+
+
+def run_program(app: typer.Typer, name: str, arguments: Sequence[str] | None = None) -> int:
+    """Run a program that is called *name*, and return its exit code: a failure becomes a message."""
     try:
         with _interrupted_by_signals():
-            typer.main.get_command(_build()).main(
-                args=None if arguments is None else list(arguments), prog_name="vmkeep"
+            typer.main.get_command(app).main(
+                args=None if arguments is None else list(arguments), prog_name=name
             )
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -67,7 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except VmkeepError as error:
         if os.environ.get("VMKEEP_DEBUG"):
             traceback.print_exc()
-        complain(str(error))
+        complain(str(error), name)
         return error.exit_code
     return 0
 

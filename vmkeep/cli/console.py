@@ -28,9 +28,9 @@ def err() -> Console:
     return Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
-def complain(message: str) -> None:
+def complain(message: str, program: str = "vmkeep") -> None:
     """Print why a command failed."""
-    err().print(f"vmkeep: {message}", style="red", markup=False, soft_wrap=True)
+    err().print(f"{program}: {message}", style="red", markup=False, soft_wrap=True)
 
 
 def warn(message: str) -> None:
