@@ -50,7 +50,11 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"vmkeep {metadata.version('vmkeep')}\n"
 
 
-def test_the_entry_point_is_the_one_that_is_tested():
+def test_the_entry_points_are_those_that_are_tested():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    classic = ("vmcreate", "vconfig", "vdisk", "vcpu", "vmbackup", "vmrestore")
 
-    assert project["project"]["scripts"] == {"vmkeep": "vmkeep.cli:main"}
+    assert project["project"]["scripts"] == {
+        "vmkeep": "vmkeep.cli:main",
+        **{name: f"vmkeep.cli.classic:{name}" for name in classic},
+    }
