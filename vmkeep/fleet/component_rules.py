@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -109,7 +110,18 @@ def _guest(path: Path, vm: VM) -> Iterator[Finding]:
         where = (*path, "health", index, check.kind)
         if check.kind == "agent" and not agent:
             yield Finding(where, "needs the guest agent: write `guest: {agent: true}`")
-        if check.kind == "exec" and not inside:
+        if check.kind in {"exec", "sql"} and not inside:
             yield Finding(
                 where, "runs inside the guest: say how to reach it, for example `guest: {agent: true}`"
             )
+        if check.kind in {"ping", "tcp"} and not inside:
+            yield Finding(
+                where, "needs the VM's address: write `guest: {agent: true}` or `guest: {ssh: {host: ...}}`"
+            )
+        if check.http is not None and not _is_web_address(check.http):
+            yield Finding(where, f"{check.http!r} is not a web address: write http://HOST/PATH")
+
+
+def _is_web_address(text: str) -> bool:
+    parts = urllib.parse.urlsplit(text)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname)

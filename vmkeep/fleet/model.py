@@ -367,19 +367,19 @@ class HealthCheck(Model):
     agent: Literal[True] | None = None
     """The guest agent answers."""
     ping: Literal[True] | None = None
-    """The VM answers a ping."""
+    """The VM answers a ping, at the address that its agent tells or at `guest.ssh.host`."""
     tcp: Annotated[int, Field(ge=1, le=65535)] | None = None
-    """The port accepts connections."""
+    """The port accepts connections, at the address that its agent tells or at `guest.ssh.host`."""
     http: str | None = None
-    """The address answers with a status below 400."""
+    """The web address answers with a status below 400."""
     exec: str | None = None
     """The command ends with 0 inside the guest."""
     sql: SqlCheck | None = None
-    """The query returns a row."""
+    """The query returns a row, asked inside the guest by the database's own command line."""
     image: Literal[True] | None = None
     """A powered-off VM: its images and file systems are checked, and its databases are clean."""
     timeout: Duration = 300.0
-    """How long to keep trying."""
+    """How long it is tried again before the VM counts as not healthy."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> HealthCheck:
@@ -429,7 +429,7 @@ class VM(Model):
     depends_on: tuple[Name, ...] = ()
     """VMs that must be healthy before this one starts."""
     health: tuple[HealthCheck, ...] = ()
-    """The gates after a restore, all of which must open."""
+    """The gates after a restore, which must open one after the other; by default that its guest answers."""
     placement: Placement | None = None
     """Where it may run."""
 
@@ -454,7 +454,7 @@ class Defaults(Model):
     components: Components | None = None
     """What is saved and restored on its own; by default `os: {}`."""
     health: tuple[HealthCheck, ...] | None = None
-    """The gates after a restore, all of which must open."""
+    """The gates after a restore, which must open one after the other."""
 
 
 class ConsistencyGroup(Model):

@@ -106,6 +106,7 @@ class _Walk:
     def cancel(self, why: str) -> None:
         """Begin nothing any more but the `always` steps."""
         self.cancelled = True
+        self.run.cancelled.set()
         self.execution.cancel(f"the run was interrupted ({why})")
 
     def _note(self, step_id: str, result: StepReport | BaseException) -> None:

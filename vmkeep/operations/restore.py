@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmkeep.components.base import RestoreContext
+from vmkeep.components.gates import Clock, pass_gates
 from vmkeep.components.health import check_images
 from vmkeep.components.open import open_component
+from vmkeep.components.subject import Subject
 from vmkeep.errors import InputError, NotFoundError
 from vmkeep.fleet import PRIMARY
 from vmkeep.operations.report import StepReport
@@ -94,10 +96,17 @@ def start(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
 def health(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     """Check the VM; its dependents wait for it.
 
-    A VM that cannot be started here is checked as it lies: images, file systems, databases.
+    One that was started passes its gates. One that cannot be started here is checked as it lies: images,
+    file systems, databases.
     """
     (name,) = step.vms
-    found = check_images(run.hypervisor_of(name), run.target(name), run.file.fleet.vms[name])
+    vm, target, hypervisor = run.file.fleet.vms[name], run.target(name), run.hypervisor_of(name)
+    if f"start {name}" not in run.plan.steps:
+        found = check_images(hypervisor, target, vm)
+    else:
+        base = run.file.path.absolute().parent
+        with Subject(target, vm, hypervisor, base, original=target == name) as subject:
+            found = pass_gates(subject, Clock(wait=run.cancelled.wait))
     return StepReport(f"healthy: {len(found)} check(s) passed", details=found)
 
 

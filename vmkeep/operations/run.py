@@ -81,6 +81,8 @@ class Run:
         self.plan = plan
         self.chosen = dict(points)
         self.file: FleetFile = fleets.load(request.fleet).at(request.repository)
+        self.cancelled: Final = threading.Event()
+        """Set when the run was interrupted: what only waits for something need not any more."""
         self._mutex = threading.RLock()
         self._hypervisors: dict[str, Hypervisor] = {}
         self._repository: Repository | None = None

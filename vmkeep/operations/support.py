@@ -10,7 +10,7 @@ from vmkeep.hypervisors.open import open_hypervisor
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vmkeep.fleet import FleetFile
+    from vmkeep.fleet import VM, FleetFile
 
 
 def unsupported(file: FleetFile, vms: Iterable[str] | None = None) -> list[str]:
@@ -72,3 +72,13 @@ def _of_vms(file: FleetFile, vms: list[str]) -> Iterator[str]:
         for vm in vms:
             if file.fleet.vms[vm].hypervisor == name:
                 yield from driver.unsupported(vm, file.fleet.vms[vm])
+                if driver.can_start:
+                    yield from _of_gates(vm, file.fleet.vms[vm])
+
+
+def _of_gates(name: str, vm: VM) -> Iterator[str]:
+    for check in vm.health:
+        if check.image is not None:
+            yield f"VM {name}: health image is for VMs that stay powered off: use agent, tcp or http"
+        if check.sql is not None and check.sql.engine == "mariadb":
+            yield f"VM {name}: health sql is not supported for mariadb by this version: use tcp or exec"

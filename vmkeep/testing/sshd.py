@@ -15,14 +15,18 @@ from vmkeep.guests.ssh_connection import Target
 from vmkeep.testing.tiny_guest import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 _START_S: Final = 30.0
 
 
 @contextlib.contextmanager
-def sshd(folder: Path) -> Iterator[Target]:
-    """Run the server for the length of a `with` block; its keys, log and known hosts lie in *folder*."""
+def sshd(folder: Path, *, environment: Mapping[str, str] | None = None) -> Iterator[Target]:
+    """Run the server for the length of a `with` block; its keys, log and known hosts lie in *folder*.
+
+    Args:
+        environment: What sessions find in theirs.
+    """
     for name in ("host_key", "key"):
         tools.run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name), timeout_s=60)
     Path("/run/sshd").mkdir(exist_ok=True)  # it insists, as root
@@ -31,6 +35,7 @@ def sshd(folder: Path) -> Iterator[Target]:
     (folder / "sshd_config").write_text(
         f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {folder / 'host_key'}\n"
         f"AuthorizedKeysFile {folder / 'key.pub'}\nPidFile none\nStrictModes no\nUsePAM no\nMaxSessions 50\n"
+        + "".join(f"SetEnv {name}={value}\n" for name, value in (environment or {}).items())
     )
     command = [tools.find("sshd"), "-D", "-f", str(folder / "sshd_config"), "-E", str(folder / "sshd.log")]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
