@@ -1,8 +1,14 @@
-"""A saved disk that can be read anywhere, without restoring it."""
+"""A saved disk that can be read anywhere, without restoring it: fast enough to boot a VM from.
+
+read      [7)  [8)  [9) ...        in order: what follows is fetched ahead, several chunks at once
+kept      the chunks that were used last, opened and checked
+"""
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -19,19 +25,28 @@ if TYPE_CHECKING:
     from vmkeep.repository.manifest import DiskRef
     from vmkeep.repository.trees import Trees
 
-_CHUNKS_KEPT: Final = 16
+    _Chunk = Future[Buffer | None]
+
+_CHUNKS_KEPT: Final = 64
+"""With chunks of 1 MiB the most of the memory that a disk takes."""
 _LEAVES_KEPT: Final = 64
+_AHEAD: Final = 8
+"""Chunks that are fetched before they are asked for, once a disk is read in order."""
+_FETCHERS: Final = 4
 
 
 class SavedDisk:
-    """A `DiskSource` over the chunks of a saved disk; keeps those that were used last."""
+    """A `DiskSource` over the chunks of a saved disk, also in parts. Safe to use from several threads."""
 
     def __init__(self, ref: DiskRef, trees: Trees) -> None:
         self._ref = ref
         self._trees = trees
-        self._get = lru_cache(_CHUNKS_KEPT)(trees.chunks.get)
-        self._leaf = lru_cache(_LEAVES_KEPT)(lambda number: trees.disk_leaf(ref, number))
+        self._read_leaf = lru_cache(_LEAVES_KEPT)(lambda number: trees.disk_leaf(ref, number))
+        self._leaf_lock = threading.Lock()
         self._lock = threading.Lock()
+        self._kept: OrderedDict[int, _Chunk] = OrderedDict()
+        self._last = -1
+        self._pool: ThreadPoolExecutor | None = None
 
     @property
     def size(self) -> int:
@@ -40,15 +55,25 @@ class SavedDisk:
 
     def extents(self) -> Iterator[Extent]:
         """Yield the ranges that are no holes, in order, merged."""
-        start = end = 0
-        for offset, _ in self._trees.disk_chunks(self._ref):
-            if offset != end:
-                if end > start:
-                    yield Extent(start, end - start)
-                start = offset
-            end = min(offset + self._ref.chunk_size, self._ref.size)
-        if end > start:
-            yield Extent(start, end - start)
+        return self.extents_within(0, self.size)
+
+    def extents_within(self, start: int, length: int) -> Iterator[Extent]:
+        """Yield the parts of a range that are no holes, in order, merged; reads only the leaves it lies in.
+
+        Raises:
+            IntegrityError: a leaf is missing or damaged.
+        """
+        size, end = self._ref.chunk_size, min(start + length, self.size)
+        begun = None
+        for number in range(start // size, -(-end // size)):
+            leaf, below = divmod(number, self._trees.fan)
+            if self._name(leaf, below) != HOLE:
+                begun = max(start, number * size) if begun is None else begun
+            elif begun is not None:
+                yield Extent(begun, number * size - begun)
+                begun = None
+        if begun is not None:
+            yield Extent(begun, end - begun)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill *buffer* from *offset*.
@@ -71,19 +96,13 @@ class SavedDisk:
             )
             done += length
 
-    def _chunk(self, number: int) -> Buffer | None:
-        with self._lock:
-            leaf, below = divmod(number, self._trees.fan)
-            try:
-                name = self._leaf(leaf)[below]
-                return None if name == HOLE else self._get(name)
-            except IntegrityError as error:
-                at = number * self._ref.chunk_size
-                raise IntegrityError(f"a saved disk cannot be read at {at}: {error}") from error
-
     def close(self) -> None:
-        """Forget the chunks that were kept."""
-        self._get.cache_clear()
+        """Forget the chunks that were kept, and fetch none any more; a second call does nothing."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+            self._kept.clear()
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Self:
         return self
@@ -92,3 +111,54 @@ class SavedDisk:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _name(self, leaf: int, below: int) -> bytes:
+        """Return the id of a chunk; several threads that want one leaf fetch it once."""
+        if self._ref.leaves[leaf] == HOLE:
+            return HOLE
+        with self._leaf_lock:
+            return self._read_leaf(leaf)[below]
+
+    def _chunk(self, number: int) -> Buffer | None:
+        """Return the bytes of a chunk; `None`: all zeros."""
+        with self._lock:
+            chunk, ours = self._place(number)
+            in_order, self._last = number == self._last + 1, number
+            if in_order:
+                self._fetch_ahead(number + 1)
+        if ours:
+            self._fetch(number, chunk)
+        return chunk.result()
+
+    def _place(self, number: int) -> tuple[_Chunk, bool]:
+        """Return where a chunk's bytes come, and whether it is on the caller to fetch them."""
+        chunk = self._kept.get(number)
+        if chunk is not None and not (chunk.done() and chunk.exception() is not None):
+            self._kept.move_to_end(number)
+            return chunk, False
+        chunk = self._kept[number] = Future()
+        self._kept.move_to_end(number)
+        while len(self._kept) > _CHUNKS_KEPT:
+            self._kept.popitem(last=False)
+        return chunk, True
+
+    def _fetch_ahead(self, start: int) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="ahead")
+        for number in range(start, min(start + _AHEAD, -(-self.size // self._ref.chunk_size))):
+            chunk, ours = self._place(number)
+            if ours:
+                self._pool.submit(self._fetch, number, chunk)
+
+    def _fetch(self, number: int, chunk: _Chunk) -> None:
+        leaf, below = divmod(number, self._trees.fan)
+        try:
+            name = self._name(leaf, below)
+            chunk.set_result(None if name == HOLE else self._trees.chunks.get(name))
+        except IntegrityError as error:
+            at = number * self._ref.chunk_size
+            found = IntegrityError(f"a saved disk cannot be read at {at}: {error}")
+            found.__cause__ = error
+            chunk.set_exception(found)
+        except BaseException as error:  # noqa: BLE001  (who waits for the chunk is told)
+            chunk.set_exception(error)

@@ -1,4 +1,4 @@
-"""Commands about what was saved: `points`, `show`, `rescue`."""
+"""Commands about what was saved: `points`, `show`, `mount`, `rescue`."""
 
 # ruff: noqa: PLC0415  (a command imports what it needs when it runs: see the package)
 
@@ -47,6 +47,42 @@ def show(  # noqa: PLR0913  (each is an option)
         shown.show(load(fleet, repository), vm, session, as_json=json)
     else:
         shown.show_files(load(fleet, repository), vm, session, files, as_json=json)
+
+
+def mount(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an option)
+    target: Annotated[
+        str, typer.Argument(metavar="VM[/DISK]", help="The VM, or one of its disks.", show_default=False)
+    ],
+    session: Annotated[
+        str, typer.Argument(help="The recovery point's session, or the beginning of it.")
+    ] = "latest",
+    fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
+    socket: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Serve NBD on this unix socket; a new one by default."),
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve NBD there, to all who can reach it: unencrypted."),
+    ] = None,
+    files: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Also as raw files in this folder, through FUSE.")
+    ] = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Offer the disks of a recovery point read-only, without restoring them, until this is interrupted.
+
+    Any NBD client can read them: qemu-img, a VM that boots from an overlay, nbd-client. Only what is read is
+    fetched, and every byte of it is checked.
+    """
+    from vmkeep.cli import mount as mounting
+    from vmkeep.cli.fleet_file import load
+
+    mounting.mount(
+        load(fleet, repository), target, session, socket=socket, listen=listen, folder=files, as_json=json
+    )
 
 
 class Action(StrEnum):
@@ -121,6 +157,13 @@ def add_to(app: typer.Typer) -> None:
             "vmkeep show db1", "vmkeep show db1 20260101T01", "vmkeep show db1 --files filesystems.exports"
         )
     )(show)
+    app.command(
+        epilog=examples(
+            "vmkeep mount db1",
+            "vmkeep mount db1/root 20260101T01 --files ./disks",
+            "vmkeep mount db1 --listen 127.0.0.1:10809",
+        )
+    )(mount)
     app.command(
         epilog=examples(
             "vmkeep rescue /mnt/backups --key-file shop.key",
