@@ -1,20 +1,25 @@
 """Back up and restore one disk: vmkeep's library against restic and borg, in the same run.
 
-    python benchmarks/data_path.py [--rounds 3] [--folder FOLDER] [--only vmkeep]
+    python benchmarks/data_path.py [--rounds 3] [--disk system] [--folder FOLDER] [--only vmkeep]
 
-Makes a sparse raw disk of 4 GiB with an ext4 of about 0.6 GB of this system's files, and for each tool a
-repository in a local folder. Each measurement is one process from its start to its end: wall time,
-processor time (user and system), peak resident memory. Restored bytes are compared with the disk. Before
-`again` the disk is touched, so that every tool reads it once more instead of trusting its date; `tracked`
-is vmkeep with a list of changed ranges, as a hypervisor that tracks changes gives it (none changed), and
-`bound` the naming, compressing and encrypting alone, of the whole disk, without keeping anything.
+Makes a sparse raw disk, and for each tool a repository in a local folder. The disk `system` has 4 GiB and an
+ext4 of about 0.6 GB of this system's files; `mixed` has 2 GiB, in runs of 8 MiB: a quarter incompressible,
+a quarter text, a quarter of files of this system, a quarter holes. Each measurement is one process from its
+start to its end: wall time, processor time (user and system), peak resident memory. Restored bytes are
+compared with the disk. Before `again` the disk is touched, so that every tool reads it once more instead of
+trusting its date; `tracked` is vmkeep with a list of changed ranges, as a hypervisor that tracks changes
+gives it (none changed), and `bound` the naming, compressing and encrypting alone, of the whole disk, without
+keeping anything. Before `changed` one in a hundred blocks of 1 MiB is another, anywhere on the disk;
+`changed+list` is vmkeep with the list of these ranges.
 Prints the medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import random
 import shutil
 import statistics
 import subprocess
@@ -25,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmkeep.disks.raw import RawSource
 from vmkeep.units import GiB, MiB, format_size
 
 if TYPE_CHECKING:
@@ -34,6 +40,8 @@ DISK: Final = 4 * GiB
 DATA: Final = 620 * MiB
 SOURCES: Final = ("/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/share", "/usr/lib")
 PASSWORD: Final = "benchmark"  # noqa: S105  (of a throw-away repository)
+_OTHER: Final = bytes(byte ^ 0xA5 for byte in range(256))
+"""Each byte's other one: twice gives the byte again."""
 WORKER: Final = Path(__file__).with_name("data_path_worker.py")
 
 
@@ -63,6 +71,8 @@ class Tool:
     """Returns the bytes in the repository; is given the folder."""
     extra: Mapping[str, list[str]] = field(default_factory=dict)
     """What only this tool does, by name."""
+    after_changes: Mapping[str, list[str]] = field(default_factory=dict)
+    """The same, of a disk that was changed; the ranges are in the file `changes`."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -76,6 +86,7 @@ def vmkeep(store: str, stored: Callable[[Path], int], environment: Mapping[str, 
         "restored",
         stored,
         {"tracked": [*worker, "tracked", "{disk}"], "bound": [*worker, "bound", "{disk}"]},
+        {"changed+list": [*worker, "tracked", "{disk}", "changes"]},
         environment,
     )
 
@@ -133,6 +144,56 @@ def measured(command: list[str], folder: Path, environment: Mapping[str, str]) -
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
+def make_mixed(folder: Path) -> Path:
+    """Return a sparse disk with runs of random bytes, text, and files of this system, and holes.
+
+    It is made in small pieces: a process begins with the peak of memory of the one that started it.
+    """
+    disk, run = folder / "disk.raw", 8 * MiB
+    draw = random.Random(1)
+    words = ("error", "warning", "info", "query", "session", "connection", "transaction")
+    programs = _bytes_of(_files())
+    with disk.open("wb") as file:
+        file.truncate(2 * GiB)
+        for number in range(2 * GiB // run // 4):
+            file.seek(number * 4 * run)
+            for _ in range(run // MiB):
+                file.write(draw.randbytes(MiB))
+            for _ in range(run // MiB):
+                lines = (f"{draw.randrange(10**6)} {draw.choice(words)}\n" for _ in range(MiB // 12))
+                file.write("".join(lines).encode().ljust(MiB, b"\n")[:MiB])
+            for _ in range(run // MiB):
+                file.write(next(programs))
+    return disk
+
+
+def _bytes_of(paths: Iterator[Path]) -> Iterator[bytes]:
+    """Yield the content of files, one behind another, in pieces of 1 MiB."""
+    left = b""
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(MiB - len(left)):
+                left += part
+                if len(left) == MiB:
+                    yield left
+                    left = b""
+
+
+def change(disk: Path) -> list[tuple[int, int]]:
+    """Make one in a hundred blocks of 1 MiB that hold data another; a second call takes it back."""
+    with RawSource(disk) as source:
+        extents = [*source.extents()]
+    blocks = [at for each in extents for at in range(-(-each.start // MiB) * MiB, each.end - MiB + 1, MiB)]
+    chosen = blocks[7::100]
+    with disk.open("r+b") as file:
+        for at in chosen:
+            file.seek(at)
+            block = file.read(MiB)
+            file.seek(at)
+            file.write(block.translate(_OTHER))
+    return [(at, MiB) for at in chosen]
+
+
 def make_disk(folder: Path) -> Path:
     """Return a sparse disk whose ext4 holds files of this system."""
     disk, files = folder / "disk.raw", folder / "files"
@@ -175,6 +236,11 @@ def run(tool: Tool, disk: Path, folder: Path) -> dict[str, Cost | int]:
     os.utime(disk)
     costs["again"] = call(tool.save)
     costs |= {name: call(command) for name, command in tool.extra.items()}
+    (folder / "changes").write_text(json.dumps(change(disk)))
+    costs |= {name: call(command) for name, command in tool.after_changes.items()}
+    costs["changed"] = call(tool.save)
+    change(disk)
+    call(tool.save)
     costs["restore"] = call(tool.restore)
     restored = folder / tool.restored.format(bare=str(disk).lstrip("/"))
     subprocess.run(["cmp", str(disk), str(restored)], check=True)
@@ -193,6 +259,7 @@ def arguments(description: str | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--disk", choices=["system", "mixed"], default="system")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     parser.add_argument("--only", help="the name of one tool")
     return parser.parse_args()
@@ -200,8 +267,9 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 def compare(tools: list[Tool], folder: Path, options: argparse.Namespace) -> None:
     """Measure the tools, one after the other in each round, and print the report."""
-    disk = make_disk(folder)
-    print(f"disk: {format_size(DISK)}, {format_size(disk.stat().st_blocks * 512)} of it allocated")
+    disk = make_disk(folder) if options.disk == "system" else make_mixed(folder)
+    size, allocated = disk.stat().st_size, disk.stat().st_blocks * 512
+    print(f"disk: {format_size(size)}, {format_size(allocated)} of it allocated")
     chosen = [tool for tool in tools if options.only in (None, tool.name)]
     report(
         [
@@ -214,8 +282,8 @@ def compare(tools: list[Tool], folder: Path, options: argparse.Namespace) -> Non
 
 def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
     """Print the medians, and how vmkeep compares."""
-    print(f"{'':8} {'':8} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7}")
-    for operation in ("full", "bound", "again", "tracked", "restore"):
+    print(f"{'':12} {'':8} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7}")
+    for operation in ("full", "bound", "again", "tracked", "changed", "changed+list", "restore"):
         ours: Cost | None = None
         for name in rounds[0]:
             costs = [cost for each in rounds if isinstance(cost := each[name].get(operation), Cost)]
@@ -227,7 +295,7 @@ def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
                 )
                 ours = ours or cost
                 print(
-                    f"{operation:8} {name:8} {cost.wall:8.2f} {cost.processor:8.2f}"
+                    f"{operation:12} {name:8} {cost.wall:8.2f} {cost.processor:8.2f}"
                     f" {format_size(cost.memory):>10}"
                     f" {cost.wall / ours.wall:7.1f} {cost.processor / ours.processor:7.1f}"
                 )

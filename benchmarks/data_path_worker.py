@@ -1,17 +1,20 @@
 """One operation of vmkeep's library in the current folder, as a process of its own: see `data_path.py`.
 
 python data_path_worker.py STORE init
-python data_path_worker.py STORE save|tracked DISK
+python data_path_worker.py STORE save DISK
+python data_path_worker.py STORE tracked DISK [CHANGES]     a file with the ranges that changed, as JSON
 python data_path_worker.py STORE restore PATH
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 from pathlib import Path
 
+from vmkeep.disks.device import Extent
 from vmkeep.disks.raw import RawSource, RawTarget
 from vmkeep.repository import Point, Repository, SavedComponent, Secret
 from vmkeep.repository.codec import compress
@@ -23,12 +26,12 @@ STORE = open_store(sys.argv[1], s3=S3Options(os.environ.get("S3_ENDPOINT")))
 SECRET = Secret.key(bytes(range(32)))  # a key file, as `vmkeep init` makes it
 
 
-def save(disk: Path, *, tracked: bool) -> None:
+def save(disk: Path, changed: list[Extent] | None) -> None:
     repository = Repository.open(STORE, SECRET)
-    parent = repository.point("vm").components["os"].disks["root"] if tracked else None
+    parent = None if changed is None else repository.point("vm").components["os"].disks["root"]
     with repository.begin(vm="vm", run="run", spool=Path("spool")) as session:
         with RawSource(disk) as source:
-            ref, stats = session.save_disk(source, parent=parent, changed=() if tracked else None)
+            ref, stats = session.save_disk(source, parent=parent, changed=changed)
         component = SavedComponent("os", {"root": ref}, stats=stats)
         session.record(component)
         session.upload()
@@ -81,8 +84,12 @@ def main() -> None:
     match sys.argv[2:]:
         case ["init"]:
             Repository.init(STORE, SECRET)
-        case ["save" | "tracked" as verb, disk]:
-            save(Path(disk), tracked=verb == "tracked")
+        case ["save", disk]:
+            save(Path(disk), None)
+        case ["tracked", disk]:
+            save(Path(disk), [])
+        case ["tracked", disk, changes]:
+            save(Path(disk), [Extent(*each) for each in json.loads(Path(changes).read_text())])
         case ["bound", disk]:
             bound(Path(disk))
         case ["restore", path]:
