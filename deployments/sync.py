@@ -101,7 +101,7 @@ def _wanted(file: FleetFile, pool: str) -> Iterator[_Wanted]:
         parameters: dict[str, Any] = {"fleet": str(file.path.absolute())}
         if operation == "verify" and schedule is not None and schedule.sample is not None:
             # Night by night all of it is read: what was not read for the longest time comes first.
-            parameters |= {"percent": float(schedule.sample.rstrip("%")), "packs": True}
+            parameters |= {"percent": schedule.sample * 100, "packs": True}
         schema = parameter_schema(flow).model_dump_for_openapi()
         yield _Wanted(flow.name, operation, schedule, parameters, schema, pool)
 

@@ -1,8 +1,13 @@
 """Servers that many tests share."""
 
 import pytest
+from hypothesis import settings
 
 from vmkeep.testing.seaweed import seaweed as run_seaweed
+
+# How long an example takes says nothing on a machine that does other things, too.
+settings.register_profile("vmkeep", deadline=None)
+settings.load_profile("vmkeep")
 
 
 @pytest.fixture(scope="session")

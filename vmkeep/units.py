@@ -49,6 +49,18 @@ def format_size(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def parse_percentage(text: str) -> float:
+    """Return the share (0 to 1) in *text*, such as ``5%``.
+
+    Raises:
+        ValueError: no number with ``%`` behind it, or more than ``100%``.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text.strip())
+    if match is None or float(match[1]) > 100:
+        raise ValueError(f"{text!r} is not a percentage: write a number up to 100 and %, for example 5%")
+    return float(match[1]) / 100
+
+
 def parse_duration(text: str) -> float:
     """Return the seconds in *text*, such as ``10s``, ``1.5h`` or ``14d``.
 

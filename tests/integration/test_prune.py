@@ -69,6 +69,42 @@ def test_people_see_what_is_kept_and_why(saved, capfd):
     assert "4 recovery point(s) kept, 2 forgotten; freed " in told
 
 
+def test_sparse_packs_are_rewritten_and_it_is_said(site, capfd):
+    site.path.write_text(FLEET.replace("key: {file: ./key}}", "key: {file: ./key}, retention: {last: 1}}"))
+    overwrite(site.image("db1", "data"), 0, 7 * MiB)
+    site.run("backup", targets=["db1"])
+    overwrite(site.image("db1", "data"), 0, 6 * MiB)
+    site.run("backup", targets=["db1"])
+    digest = site.digest("db1", "data")
+
+    expected = json.loads(prune(site, capfd, "--dry-run", "--json").out)
+    told = prune(site, capfd).out
+
+    assert expected["repacked"]
+    assert expected["freed"] - expected["rewritten"] > 6 * MiB
+    assert "sparse pack(s) are written anew" in told
+    site.write("db1", "data", seed="destroyed")
+    site.run("restore", targets=["db1"], overwrite=True)
+    assert site.digest("db1", "data") == digest
+    assert site.run("verify", targets=["db1"]).exit_code == 0
+
+
+def overwrite(path, start, length):
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(random.randbytes(length))
+
+
+def test_with_0_percent_no_pack_is_rewritten(site, capfd):
+    text = FLEET.replace("key: {file: ./key}}", "key: {file: ./key}, retention: {last: 1}, repack: 0%}")
+    site.path.write_text(text)
+    for _ in range(2):
+        overwrite(site.image("db1", "data"), 0, 7 * MiB)
+        site.run("backup", targets=["db1"])
+
+    assert json.loads(prune(site, capfd, "--json").out)["repacked"] == 0
+
+
 def test_without_retention_all_is_kept(saved, capfd):
     saved.path.write_text(FLEET)
 

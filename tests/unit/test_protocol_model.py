@@ -1,9 +1,10 @@
-"""Every interleaving of writers, collectors, readers and forgetting, each of which may die at any request.
+"""Every interleaving of writers, collectors, repackers, readers and forgetting, each dying at any request.
 
-A model of the protocol in `docs/format.md`, "Order of writing" and "Collecting": one chunk that every
-recovery point needs, and packs that each hold a copy of it. At first a point X has it in pack P. A step of a
-process is one request; a store is the set of its objects. Explored exhaustively. The mutants show that the
-model would notice if a step were missing, or came in another order.
+A model of the protocol in `docs/format.md`, "Order of writing" and "Collecting": recovery points that need a
+chunk each, `c` or `e`, and packs that hold copies of them; a pack is who put it, and its chunks. At first a
+point X needs `c`, which lies in the pack P, there with `e` where packs are rewritten. A step of a process is
+one request; a store is the set of its objects. Explored exhaustively. The mutants show that the model would
+notice if a step were missing, or came in another order.
 """
 
 from dataclasses import dataclass, replace
@@ -27,6 +28,12 @@ class Mutants(NamedTuple):
     reader_looks_before_it_pins: bool = False
     seal_overwrites: bool = False
     seal_repeats_the_index: bool = False
+    collector_counts_on_what_others_condemned: bool = False
+    collector_reads_what_others_condemned_too_late: bool = False
+    repacker_deletes_before_its_index_counts: bool = False
+    repacker_commits_before_its_pack_is_there: bool = False
+    repacker_is_not_in_the_list: bool = False
+    repacker_overwrites: bool = False
 
 
 RIGHT = Mutants()
@@ -55,7 +62,8 @@ def of_kind(store, kind):
 
 
 def decided(store):
-    return {session: what for _, session, what in of_kind(store, "point")}
+    """What each session that is over decided: VOID, the chunk that its point needs, or nothing (a repack)."""
+    return {each[1]: each[2] for kind in ("point", "repacked") for each in of_kind(store, kind)}
 
 
 def forgotten(store):
@@ -63,7 +71,13 @@ def forgotten(store):
 
 
 def kept(store):
-    return {session for session, what in decided(store).items() if what != VOID} - forgotten(store)
+    """The recovery points that count, and the chunk that each needs."""
+    gone = forgotten(store)
+    return {
+        session: chunk
+        for _, session, chunk in of_kind(store, "point")
+        if chunk != VOID and session not in gone
+    }
 
 
 def under_way(store):
@@ -75,19 +89,29 @@ def dead(store):
     return {pack for _, gc, packs in of_kind(store, "verdict") if gc in under_way(store) for pack in packs}
 
 
-def condemned(store):
-    open_ones = under_way(store) - {each[1] for each in of_kind(store, "verdict")}
+def condemned(store, *, but=None):
+    open_ones = under_way(store) - {each[1] for each in of_kind(store, "verdict")} - {but}
     return {pack for _, gc, packs in of_kind(store, "condemned") if gc in open_ones for pack in packs}
 
 
 def indexed(store):
-    """What an index shows: the packs of sealed sessions, forgotten ones too, without those that are dead."""
+    """What an index shows: the packs of sealed sessions, forgotten ones too, also those that are dead."""
     sealed = {session for session, what in decided(store).items() if what != VOID} | forgotten(store)
     return {pack for _, session, pack in of_kind(store, "index") if session in sealed}
 
 
-def live(store):
-    return indexed(store) - dead(store) if kept(store) else set()
+def copies(store, chunk):
+    return {pack for pack in indexed(store) - dead(store) if chunk in pack[1]}
+
+
+def live(store, fate_open=frozenset()):
+    """The packs that are needed: of each chunk the last copy among those whose fate is not open."""
+    found = set()
+    for chunk in set(kept(store).values()):
+        every = copies(store, chunk)
+        certain = every - fate_open
+        found |= {max(certain)} if certain else every
+    return found
 
 
 def put(store, *thing):
@@ -98,8 +122,8 @@ def put_if_absent(store, kind, key, what):
     return store if any(each[:2] == (kind, key) for each in store) else put(store, kind, key, what)
 
 
-def writer(name, mutants, *, may_die=True, after=None):  # noqa: C901  (a table of steps)
-    pack = f"pack of {name}"
+def writer(name, mutants, *, may_die=True, after=None, needs="c"):  # noqa: C901  (a table of steps)
+    pack = (name, needs)
 
     def step(me, store):  # noqa: C901, PLR0912
         match me.at:
@@ -113,7 +137,7 @@ def writer(name, mutants, *, may_die=True, after=None):  # noqa: C901  (a table 
                 yield replace(me, at="index", seen=frozenset(condemned(store))), store
             case "index":
                 # What it recorded before it was interrupted counts on what it found then.
-                counts = me.counts or (not me.own and bool(indexed(store) - dead(store) - me.seen))
+                counts = me.counts or (not me.own and bool(copies(store, needs) - me.seen))
                 at = "look" if me.own or counts else "upload"
                 if mutants.writer_looks_before_it_announces:
                     at = "announce late" if at == "look" else at
@@ -132,7 +156,7 @@ def writer(name, mutants, *, may_die=True, after=None):  # noqa: C901  (a table 
             case "seal":
                 if mutants.seal_overwrites:
                     store = frozenset(each for each in store if each[:2] != ("point", name))
-                yield replace(me, at="leave"), put_if_absent(store, "point", name, "sealed")
+                yield replace(me, at="leave"), put_if_absent(store, "point", name, needs)
             case "leave":
                 yield GONE, store - {("open", name)}
         if may_die and me.at not in {"begin", END}:
@@ -155,7 +179,7 @@ def collector(gc, mutants, packs=None):  # noqa: C901, PLR0915  (a table of step
                 listed = frozenset(pack for _, pack in of_kind(store, "pack"))
                 yield replace(me, at="candidates", seen=listed), store
             case "candidates":
-                found, waiting = me.seen - live(store), frozenset()
+                found, waiting = me.seen - live(store, condemned(store)), frozenset()
                 if mutants.collector_lists_open_before_it_condemns:
                     waiting = frozenset(name for _, name in of_kind(store, "open"))
                 yield replace(me, at="condemn", seen=found, more=waiting) if found else GONE, store
@@ -175,30 +199,52 @@ def collector(gc, mutants, packs=None):  # noqa: C901, PLR0915  (a table of step
                     for name in me.more
                     if ("open", name) in store and name not in decided(store) and name not in forgotten(store)
                 )
+                late = mutants.collector_reads_what_others_condemned_too_late
                 if not undecided or mutants.collector_does_not_fence:
-                    yield replace(me, at="look again", more=frozenset()), store
+                    yield replace(me, at="look early" if late else "others", more=frozenset()), store
                 elif undecided[0].startswith("reader"):  # only waited for
                     yield GONE, store
                 else:
                     yield GONE, store  # it may be alive: a later collection goes on
-                    yield me, put_if_absent(store, "point", undecided[0], VOID)
+                    key = "repacked" if undecided[0].startswith("repacker") else "point"
+                    yield me, put_if_absent(store, key, undecided[0], VOID)
+            case "others":
+                others = condemned(store, but=gc)
+                if mutants.collector_counts_on_what_others_condemned:
+                    others = set()
+                yield replace(me, at="look again", more=frozenset(others)), store
             case "look again":
                 (mine,) = (each[2] for each in of_kind(store, "condemned") if each[1] == gc)
-                doomed = mine if mutants.collector_does_not_look_again else mine - live(store)
-                yield replace(me, at="verdict", seen=frozenset(doomed)), store
+                doomed = mine if mutants.collector_does_not_look_again else mine - live(store, me.more)
+                yield replace(me, at="verdict", seen=frozenset(doomed), more=frozenset()), store
+            case "look early":  # what it found without knowing what others condemned is kept if they do not
+                yield replace(me, at="others late", seen=frozenset(live(store))), store
+            case "others late":
+                (mine,) = (each[2] for each in of_kind(store, "condemned") if each[1] == gc)
+                spared = mine if me.seen & condemned(store, but=gc) else me.seen
+                yield replace(me, at="verdict", seen=frozenset(mine - spared)), store
             case "verdict":
                 store = put_if_absent(store, "verdict", gc, me.seen)
                 (stands,) = (each[2] for each in of_kind(store, "verdict") if each[1] == gc)
                 doomed = me.seen if mutants.collector_deletes_what_it_computed else stands
                 yield replace(me, at="delete", seen=doomed, more=stands), store
             case "delete":
+                after = "retire" if of_kind(store, "repacked") else "clean"
                 if me.seen:
                     first, left = min(me.seen), me.seen - {min(me.seen)}
                     if mutants.collector_is_done_before_indexes_are and not left:
                         store = put(store, "done", gc)
-                    yield replace(me, at="delete" if left else "clean", seen=left), store - {("pack", first)}
+                    yield replace(me, at="delete" if left else after, seen=left), store - {("pack", first)}
                 else:
-                    yield replace(me, at="clean"), store
+                    yield replace(me, at=after), store
+            case "retire":  # a repack whose packs are all dead counts like a point that is forgotten
+                over = {
+                    session
+                    for _, session, what in of_kind(store, "repacked")
+                    if what != VOID
+                    and dead(store) >= {pack for _, one, pack in of_kind(store, "index") if one == session}
+                }
+                yield replace(me, at="clean"), store | {("forgotten", session) for session in over}
             case "clean":
                 gone = {
                     ("index", session, pack)
@@ -207,13 +253,57 @@ def collector(gc, mutants, packs=None):  # noqa: C901, PLR0915  (a table of step
                 }
                 yield replace(me, at="tidy"), store - gone
             case "tidy":
-                old = {each for each in of_kind(store, "point") if each[1] in forgotten(store)}
+                ended = of_kind(store, "point") + of_kind(store, "repacked")
+                old = {each for each in ended if each[1] in forgotten(store)}
                 yield replace(me, at="done"), store - old
             case "done":
                 named = {pack for _, _, pack in of_kind(store, "index")}
                 if named.isdisjoint(me.more):
                     store = put(store, "done", gc)
                 yield GONE, store
+        if me.at not in {"begin", END}:
+            yield GONE, store  # dies
+
+    return step
+
+
+def repacker(name, mutants):  # noqa: C901  (a table of steps)
+    """Copies what is needed of the packs that hold something else too."""
+    deletes_early = mutants.repacker_deletes_before_its_index_counts
+    commits_early = mutants.repacker_commits_before_its_pack_is_there
+
+    def step(me, store):  # noqa: C901
+        pack = (name, "".join(sorted(me.seen)))
+        match me.at:
+            case "begin":
+                hidden = mutants.repacker_is_not_in_the_list
+                yield replace(me, at="look"), store if hidden else put(store, "open", name)
+            case "look":
+                found = frozenset(
+                    chunk
+                    for owner, chunks in live(store, condemned(store))
+                    for chunk in chunks
+                    if len(chunks) > 1 and chunk in kept(store).values()
+                )
+                at = "leave" if not found else "put index" if commits_early else "read"
+                yield replace(me, at=at, seen=found), store
+            case "read":
+                there = any(set(chunks) >= me.seen for _, (_, chunks) in of_kind(store, "pack"))
+                yield replace(me, at="upload" if there else "leave"), store
+            case "upload":
+                at = "leave" if commits_early else "delete" if deletes_early else "put index"
+                yield replace(me, at=at), put(store, "pack", pack)
+            case "delete":  # only a mutant comes here
+                yield replace(me, at="put index"), store - {("pack", P_SPARSE)}
+            case "put index":
+                yield replace(me, at="commit"), put(store, "index", name, pack)
+            case "commit":
+                if mutants.repacker_overwrites:
+                    store = frozenset(each for each in store if each[:2] != ("repacked", name))
+                at = "upload" if commits_early else "leave"
+                yield replace(me, at=at), put_if_absent(store, "repacked", name, "")
+            case "leave":
+                yield GONE, store - {("open", name)}
         if me.at not in {"begin", END}:
             yield GONE, store  # dies
 
@@ -246,8 +336,9 @@ def reader(mutants):
             case "look":
                 yield replace(me, at=after[at] if "X" in kept(store) else "leave"), store
             case "read":
-                lost = ("pack", "P") not in store
-                yield replace(me, at="leave"), put(store, "READ NOTHING") if lost else store
+                # Its index may be an old one: what is gone there it looks for in the present one.
+                found = any(("pack", pack) in store for pack in copies(store, "c"))
+                yield replace(me, at="leave"), store if found else put(store, "READ NOTHING")
             case "leave":
                 yield GONE, store - {("open", "reader")}
         if me.at not in {"begin", END}:
@@ -257,13 +348,16 @@ def reader(mutants):
 
 
 def lost(store):
-    """Tell whether a kept point cannot be restored: no copy of its chunk is found by the index."""
+    """Tell whether a kept point cannot be restored, or a writer would count on a pack that is not there."""
     there = {pack for _, pack in of_kind(store, "pack")}
-    # A writer counts on any pack that is in the index and not dead: each of them must be there.
-    return bool(kept(store)) and not (there & (indexed(store) - dead(store)))
+    if indexed(store) - dead(store) - there:
+        return True
+    return any(not copies(store, chunk) for chunk in kept(store).values())
 
 
-FIRST = frozenset({("pack", "P"), ("index", "X", "P"), ("point", "X", "sealed")})
+P, P_SPARSE = ("X", "c"), ("X", "ce")
+FIRST = frozenset({("pack", P), ("index", "X", P), ("point", "X", "c")})
+SPARSE = frozenset({("pack", P_SPARSE), ("index", "X", P_SPARSE), ("point", "X", "c")})
 
 
 def explore(*steps, store=FIRST):
@@ -307,6 +401,44 @@ def a_process_that_comes_back(mutants=RIGHT):
     )  # fmt: skip
 
 
+def a_repack(mutants=RIGHT):
+    """Packs are rewritten while a writer counts on what was not copied, or copies."""
+    return explore(
+        repacker("repacker", mutants), collector("a", mutants, packs="own"), writer("w", mutants, needs="e"),
+        forgetting("X"), store=SPARSE,
+    )  # fmt: skip
+
+
+def a_repack_and_two_collections(mutants=RIGHT):
+    return explore(
+        repacker("repacker", mutants), collector("a", mutants, packs="own"),
+        collector("b", mutants, packs="own"), store=SPARSE,
+    )  # fmt: skip
+
+
+def a_copy_that_is_condemned(mutants=RIGHT):
+    """A chunk lies in two packs; one of them is condemned before a writer counts on the other one."""
+    return explore(
+        writer("w", mutants, may_die=False, needs="e"), collector("a", mutants, packs="own"),
+        collector("b", mutants, packs="own"), forgetting("X"),
+        store=SPARSE | {("pack", ("Z", "e")), ("index", "Z", ("Z", "e")), ("forgotten", "Z")},
+    )  # fmt: skip
+
+
+def two_repacks(mutants=RIGHT):
+    return explore(
+        repacker("repacker 1", mutants), repacker("repacker 2", mutants),
+        collector("a", mutants, packs="own"), forgetting("X"), store=SPARSE,
+    )  # fmt: skip
+
+
+def a_repack_and_a_restore(mutants=RIGHT):
+    return explore(
+        reader(mutants), repacker("repacker", mutants), collector("a", mutants, packs="own"),
+        forgetting("X"), store=SPARSE,
+    )  # fmt: skip
+
+
 def a_restore(mutants=RIGHT):
     """A reader that restores a point while it is forgotten."""
     return explore(
@@ -321,6 +453,11 @@ def a_restore(mutants=RIGHT):
         (one_collection_twice, 100_000),
         (a_process_that_comes_back, 20_000),
         (a_restore, 20_000),
+        (a_copy_that_is_condemned, 200_000),
+        (a_repack, 100_000),
+        (two_repacks, 50_000),
+        (a_repack_and_two_collections, 10_000),
+        (a_repack_and_a_restore, 10_000),
     ],
 )
 def test_nothing_is_lost_in_any_order_of_requests_and_deaths(scenario, at_least):
@@ -342,6 +479,12 @@ def test_nothing_is_lost_in_any_order_of_requests_and_deaths(scenario, at_least)
         ("reader_looks_before_it_pins", a_restore),
         ("seal_overwrites", two_collections),
         ("seal_repeats_the_index", a_process_that_comes_back),
+        ("collector_counts_on_what_others_condemned", a_copy_that_is_condemned),
+        ("collector_reads_what_others_condemned_too_late", a_copy_that_is_condemned),
+        ("repacker_deletes_before_its_index_counts", a_repack),
+        ("repacker_commits_before_its_pack_is_there", a_repack),
+        ("repacker_is_not_in_the_list", a_repack),
+        ("repacker_overwrites", a_repack),
     ],
 )
 def test_the_model_notices_every_step_that_is_wrong(mutant, scenario):

@@ -1,4 +1,4 @@
-"""Any order of saving, sealing, crashing, resuming, forgetting and collecting, against a dictionary."""
+"""Any order of saving, crashing, resuming, forgetting, collecting and repacking, against a dictionary."""
 
 import shutil
 import tempfile
@@ -18,9 +18,9 @@ from vmkeep.testing.faults import Fault, FaultyStore, Killed
 from vmkeep.testing.repositories import CHUNK, KEY, contents, point, save, small_repository
 
 VMS = ("db1", "app1")
-content = st.lists(st.sampled_from([b"", b"a", b"b", b"c" * CHUNK]), max_size=12).map(
-    lambda parts: b"".join(part.ljust(CHUNK, b"\0") for part in parts)
-)
+content = st.lists(
+    st.sampled_from([b"", *(bytes([letter]) for letter in b"abcdef"), b"g" * CHUNK]), max_size=12
+).map(lambda parts: b"".join(part.ljust(CHUNK, b"\0") for part in parts))
 
 
 class RepositoryMachine(RuleBasedStateMachine):
@@ -97,6 +97,13 @@ class RepositoryMachine(RuleBasedStateMachine):
             del self.sessions[vm]
             self.runs[vm] += 1
 
+    @rule(vm=st.sampled_from(VMS), data=content)
+    def save_all(self, vm, data):
+        """A whole backup, so that there is more to forget and to collect."""
+        self.begin(vm)
+        self.save(vm, "root", data)
+        self.seal(vm)
+
     @rule(vm=st.sampled_from(VMS))
     def fence(self, vm):
         """A collector takes the session for dead."""
@@ -111,11 +118,22 @@ class RepositoryMachine(RuleBasedStateMachine):
             repository.forget(saved, "retention")
             self.forgotten.add(saved.session)
 
-    @rule(dead_after=st.sampled_from([timedelta(0), timedelta(days=7)]))
-    def collect(self, dead_after):
+    @rule(
+        dead_after=st.sampled_from([timedelta(0), timedelta(days=7)]),
+        repack_below=st.sampled_from([0.0, 0.5, 0.99]),
+    )
+    def collect(self, dead_after, repack_below):
         """It may end anywhere; the next one carries on."""
         with suppress(TemporaryError, Killed):
-            self.open().collect(dead_after=dead_after)
+            self.open().collect(dead_after=dead_after, repack_below=repack_below)
+
+    @rule(repack_below=st.sampled_from([0.5, 0.99]))
+    def prune(self, repack_below):
+        """Keep one point of each VM, and what only others needed of the packs goes."""
+        for vm in VMS:
+            for _ in Repository.open(self.store, KEY).points(vm)[1:]:
+                self.forget(vm)
+        self.collect(timedelta(0), repack_below)
 
     @rule(vm=st.sampled_from(VMS))
     def end_the_run(self, vm):

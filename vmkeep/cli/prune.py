@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +13,7 @@ from vmkeep.cli.fleet_file import load
 from vmkeep.errors import InputError
 from vmkeep.operations import prune as operation
 from vmkeep.operations import repositories
+from vmkeep.repository import Unneeded
 from vmkeep.units import format_size, parse_duration
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from vmkeep.operations.prune import Decided
     from vmkeep.repository import Collected
+
+
+_WORK: Final = {"reader": "reads", "writer": "saves", "repacker": "rewrites packs"}
 
 
 def prune(path: Path, place: str | None, *, dry_run: bool, dead_after: str, as_json: bool) -> None:
@@ -38,13 +42,14 @@ def prune(path: Path, place: str | None, *, dry_run: bool, dead_after: str, as_j
     with repositories.open_repository(file) as repository:
         decided = operation.decide(file, repository)
         if dry_run:
-            freed = operation.freed_by(repository, decided)
+            space = operation.freed_by(file, repository, decided)
             collected = None
         else:
-            collected = operation.prune(repository, decided, dead_after=patience)
-            freed = collected.size
+            collected = operation.prune(file, repository, decided, dead_after=patience)
+            rewritten = collected.repacked
+            space = Unneeded(collected.size, rewritten.packs, rewritten.size)
     if as_json:
-        print_json(_as_json(decided, freed, collected))
+        print_json(_as_json(decided, space, collected))
         return
     if decided:
         print_table(_table(decided))
@@ -52,25 +57,33 @@ def prune(path: Path, place: str | None, *, dry_run: bool, dead_after: str, as_j
     would, verb = ("would be ", "would free") if dry_run else ("", "freed")
     out().print(
         f"{len(decided) - forgotten} recovery point(s) {would}kept, {forgotten} {would}forgotten; "
-        f"{verb} {format_size(freed)}",
+        f"{verb} {format_size(space.size)}{_rewritten(space)}",
         markup=False,
     )
     if collected is not None:
         _tell_what_is_left(collected)
 
 
+def _rewritten(space: Unneeded) -> str:
+    if not space.repacked:
+        return ""
+    return f", of which {format_size(space.rewritten)} in {space.repacked} sparse pack(s) are written anew"
+
+
 def _tell_what_is_left(collected: Collected) -> None:
+    for problem in collected.repacked.damaged:
+        warn(f"{problem}; 'vmkeep verify --packs' says what is concerned")
     if collected.locked:
         warn(f"{collected.locked} object(s) are locked, or may not be deleted by these credentials: later")
     for visitor in collected.waits_for:
-        what = f"reads {visitor.vm}" if visitor.role == "reader" else f"saves {visitor.vm}"
+        what = f"{_WORK[visitor.role]} {visitor.vm}".rstrip()
         warn(
             f"session {visitor.session} on {visitor.host} {what} since "
             f"{local_time(visitor.begun.isoformat())}: what it may need is deleted by a later 'vmkeep prune'"
         )
 
 
-def _as_json(decided: list[Decided], freed: int, collected: Collected | None) -> dict[str, Any]:
+def _as_json(decided: list[Decided], space: Unneeded, collected: Collected | None) -> dict[str, Any]:
     return {
         "dry_run": collected is None,
         "points": [
@@ -84,7 +97,10 @@ def _as_json(decided: list[Decided], freed: int, collected: Collected | None) ->
             }
             for one in decided
         ],
-        "freed": freed,
+        "freed": space.size,
+        "repacked": space.repacked,
+        "rewritten": space.rewritten,
+        "damaged": list(collected.repacked.damaged) if collected else [],
         "locked": collected.locked if collected else 0,
         "waits_for": [
             {"session": each.session, "role": each.role, "vm": each.vm, "host": each.host,

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from vmkeep.units import parse_duration, parse_size
+from vmkeep.units import parse_duration, parse_percentage, parse_size
 
 PRIMARY: Final = "primary"
 """How the repository is called beside its copies."""
@@ -67,6 +67,11 @@ Duration = Annotated[
     WithJsonSchema(
         {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*(ms|s|m|min|h|d|w)\s*$", "examples": ["10s", "24h"]}
     ),
+]
+Share = Annotated[
+    float,
+    _typed(parse_percentage, "5%"),
+    WithJsonSchema({"type": "string", "pattern": r"^\s*\d+(\.\d+)?%\s*$", "examples": ["5%"]}),
 ]
 
 
@@ -208,6 +213,8 @@ class RepositoryConfig(Place):
     """Protection against deletion, for `s3://` only."""
     retention: Retention | None = None
     """Which recovery points `prune` keeps; without it all."""
+    repack: Share = 0.5
+    """`prune` rewrites packs of which less is needed, so that the rest of them is free; `0%`: never."""
 
 
 class ImagesHypervisor(Model):
@@ -495,7 +502,7 @@ class Schedule(Model):
     """Five fields: minute, hour, day of the month, month, day of the week."""
     timezone: str = "UTC"
     """Where these hours are, such as `Europe/Berlin`."""
-    sample: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?%$")] | None = None
+    sample: Share | None = None
     """The share of the stored bytes that `verify` reads, such as `5%`."""
 
 

@@ -111,6 +111,8 @@ def _plain(node: dict[str, Any]) -> str:
     pattern = node.get("pattern", "")
     if "ms|s" in pattern:
         return "duration"
+    if "%" in pattern:
+        return "percentage"
     if "[KMGT]" in pattern:
         return "rate" if "/" in pattern else "size"
     if node.get("format") == "path":

@@ -89,4 +89,6 @@ def _default(node: dict[str, Any], value: Any) -> Any:
     """Return a default as a person writes it: with its unit."""
     if node.get("type") != "string" or isinstance(value, str):
         return value
+    if "%" in node["pattern"]:
+        return f"{value * 100:g}%"
     return f"{value:g}s" if "ms|s" in node["pattern"] else format_size(value).replace(".00 ", "")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datetime import timedelta, tzinfo
 
     from vmkeep.fleet import FleetFile
-    from vmkeep.repository import Collected, Point, Repository
+    from vmkeep.repository import Collected, Point, Repository, Unneeded
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,15 @@ def decide(file: FleetFile, repository: Repository) -> list[Decided]:
     return [decided for vm in sorted(by_vm) for decided in _of_vm(by_vm[vm], policy, _zone(file))]
 
 
-def freed_by(repository: Repository, decided: Sequence[Decided]) -> int:
-    """Return the bytes of the packs that nothing would need any more; changes nothing."""
+def freed_by(file: FleetFile, repository: Repository, decided: Sequence[Decided]) -> Unneeded:
+    """Return what would be deleted and written anew; changes nothing."""
     gone = frozenset(one.point.session for one in decided if not one.kept)
-    return repository.unneeded(without=gone)
+    return repository.unneeded(without=gone, repack_below=file.fleet.repository.repack)
 
 
-def prune(repository: Repository, decided: Sequence[Decided], *, dead_after: timedelta) -> Collected:
+def prune(
+    file: FleetFile, repository: Repository, decided: Sequence[Decided], *, dead_after: timedelta
+) -> Collected:
     """Forget what is not kept, then collect.
 
     Args:
@@ -70,7 +72,7 @@ def prune(repository: Repository, decided: Sequence[Decided], *, dead_after: tim
     for one in decided:
         if not one.kept:
             repository.forget(one.point, "retention")
-    return repository.collect(dead_after=dead_after)
+    return repository.collect(dead_after=dead_after, repack_below=file.fleet.repository.repack)
 
 
 def _of_vm(points: Sequence[Point], policy: retention.Policy, zone: tzinfo) -> list[Decided]:

@@ -1,7 +1,7 @@
 """Recovery points in a store: deduplicated, compressed, encrypted; see `docs/format.md`."""
 
 from vmkeep.repository.check import PackFault
-from vmkeep.repository.collect import Collected
+from vmkeep.repository.collect import Collected, Unneeded
 from vmkeep.repository.committed import PointInfo
 from vmkeep.repository.manifest import DiskRef, Leaf, Point, SavedComponent, Stats, StreamRef
 from vmkeep.repository.read_disk import SavedDisk
@@ -30,6 +30,7 @@ __all__ = [
     "Slot",
     "Stats",
     "StreamRef",
+    "Unneeded",
     "VerifyReport",
     "generate_key_file",
     "list_slots",

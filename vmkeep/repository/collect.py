@@ -6,33 +6,34 @@
     verdict   put once, so that all collectors delete the same packs, and those only
     delete    packs, then indexes that mention nothing else, then points that were forgotten
 
+Before all that, packs of which little is needed may be rewritten (see `repack`), and go like any other.
+
 A collection that must wait, or whose process dies, is carried on by the next one. See `docs/format.md`.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import AccessError, IntegrityError, NotFoundError
+from vmkeep.errors import AccessError
 from vmkeep.repository import layout, presence, scrubbed
 from vmkeep.repository.collections import Verdict
-from vmkeep.repository.committed import list_points, sealed_sessions
+from vmkeep.repository.committed import committed_sessions, decisions, repacks
 from vmkeep.repository.decision import VOID_SIZE
-from vmkeep.repository.mark import live_packs
+from vmkeep.repository.forgotten import forget
+from vmkeep.repository.needed import Survey
 from vmkeep.repository.parallel import TRANSFERS, for_each
+from vmkeep.repository.repack import Repacked, repack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from vmkeep.repository.committed import PointInfo
-    from vmkeep.repository.index import Index
+    from vmkeep.repository.index import PackInfo
     from vmkeep.repository.presence import Visitor
     from vmkeep.repository.repository import Repository
-
-    _Marked = tuple[list[PointInfo], Index, frozenset[bytes]]
 
 DEAD_AFTER: Final = timedelta(days=7)
 """After which time a session that is not decided is taken for dead; all its work is lost then."""
@@ -50,19 +51,42 @@ class Collected:
     """Objects that could not be deleted yet: the store does not allow it."""
     waits_for: tuple[Visitor, ...] = ()
     """Who must leave before the rest can be deleted."""
+    repacked: Repacked = field(default=Repacked())
+    """What was written anew before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unneeded:
+    """What a collection would do if nobody had to be waited for."""
+
+    size: int = 0
+    """Bytes of the packs that it would delete, with those that it would rewrite."""
+    repacked: int = 0
+    """How many packs it would rewrite."""
+    rewritten: int = 0
+    """Bytes of the chunks that it would write anew for that, as they are stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a collection is done."""
+
+    now: datetime
+    dead_after: timedelta
+    repack_below: float
+    """Rewrite packs of which less than this share (0 to 1) is needed."""
 
 
 class Collector:
     """One collection; see `Repository.collect`."""
 
-    def __init__(self, repository: Repository, *, now: datetime, dead_after: timedelta) -> None:
+    def __init__(self, repository: Repository, how: How) -> None:
         self._repository = repository
         self._store = repository.store
         self._committed = repository.committed
         self._collections = repository.committed.collections
-        self._now = now
-        self._dead_after = dead_after
-        self._marked: _Marked | None = None
+        self._how = how
+        self._survey = Survey(repository)
         self._waits_for: dict[str, Visitor] = {}
         self._locked = 0
         self._lock = threading.Lock()
@@ -73,25 +97,36 @@ class Collector:
         for number, decided in self._collections.under_way().items():
             if not decided:
                 self._finish(number)
+        repacked = self._repack(alive)
         self._condemn(alive)
         packs = self._delete_packs()
         self._delete_indexes()
         self._delete_points()
         self._delete(scrubbed.superseded(self._store))
         self._close()
-        return Collected(len(packs), sum(packs.values()), self._locked, tuple(self._waits_for.values()))
+        waits_for = tuple(self._waits_for.values())
+        return Collected(len(packs), sum(packs.values()), self._locked, waits_for, repacked)
 
     def _settle(self) -> tuple[Visitor, ...]:
-        return presence.settle(self._store, self._repository.keys, now=self._now, dead_after=self._dead_after)
+        how = self._how
+        return presence.settle(self._store, self._repository.keys, now=how.now, dead_after=how.dead_after)
+
+    def _repack(self, alive: tuple[Visitor, ...]) -> Repacked:
+        # Two that rewrite the same packs at once harm nothing, and do the work twice.
+        if not self._how.repack_below or any(each.role == "repacker" for each in alive):
+            return Repacked()
+        return repack(
+            self._repository, self._survey.needed(), below=self._how.repack_below, now=self._how.now
+        )
 
     def _condemn(self, alive: tuple[Visitor, ...]) -> None:
         there = frozenset(_packs(self._repository))  # before the points: what is put later is not ours
-        packs = there - self._live() - self._collections.pending() - self._collections.dead()
+        packs = there - self._survey.needed().packs - self._collections.pending() - self._collections.dead()
         if alive:
             # Packs that no index mentions may be theirs; condemning them would only have to wait.
             packs &= self._mentioned()
         if packs:
-            number = layout.new_session_id(self._now)
+            number = layout.new_session_id(self._how.now)
             self._collections.condemn(number, packs)
             self._finish(number)
 
@@ -102,7 +137,7 @@ class Collector:
         self._waits_for.update(still)
         if still:
             return
-        doomed = self._collections.condemned(number) - self._live()
+        doomed = self._collections.condemned(number) - self._survey.needed(but=number).packs
         carried, absorbs = self._finished_before()
         verdict = self._collections.decide(number, Verdict(doomed, carried, absorbs))
         for other in verdict.absorbs:
@@ -119,14 +154,6 @@ class Collector:
                 absorbs.add(number)
         return carried, frozenset(absorbs)
 
-    def _live(self) -> frozenset[bytes]:
-        """Return the packs that the kept points need, as they are now."""
-        points = list_points(self._store)
-        marked = self._marked
-        if marked is None or marked[0] != points or marked[1] is not self._committed.refresh():
-            self._marked = marked = _needed(self._repository)
-        return marked[2]
-
     def _mentioned(self) -> frozenset[bytes]:
         return frozenset(pack.name for packs in self._committed.mentioned.values() for pack in packs)
 
@@ -140,8 +167,9 @@ class Collector:
     def _delete_indexes(self) -> None:
         """Delete indexes that count no more: of VOID sessions, and of forgotten points without packs."""
         self._committed.refresh()
-        _, gone = sealed_sessions(self._store)
         dead, mentioned = self._collections.dead(), self._committed.mentioned
+        self._forget_repacks(dead, mentioned)
+        _, gone = committed_sessions(self._store)
         wanted = {
             layout.session_of_index(key)
             for key, packs in mentioned.items()
@@ -153,19 +181,29 @@ class Collector:
             if (session := layout.session_of_index(key)) in gone and session not in wanted
         }
         void = {
-            info.key.rpartition("/")[2] for info in self._store.list(layout.POINTS) if info.size == VOID_SIZE
+            key.rpartition("/")[2] for key, size in decisions(self._store).items() if size == VOID_SIZE
         } - gone
         of_void = {
             info.key for info in self._store.list(layout.INDEX) if layout.session_of_index(info.key) in void
         }
         self._delete(useless | of_void)
 
+    def _forget_repacks(self, dead: frozenset[bytes], mentioned: Mapping[str, Sequence[PackInfo]]) -> None:
+        """Put tombstones for those of whose new packs none is left, as retention does for points."""
+        used = {
+            layout.session_of_index(key)
+            for key, packs in mentioned.items()
+            if not dead.issuperset(pack.name for pack in packs)
+        }
+        known = {layout.session_of_index(key) for key in mentioned}
+        _, gone = committed_sessions(self._store)
+        for session in (repacks(self._store) & known) - used - gone:
+            forget(self._store, self._repository.keys, vm="", session=session, reason="rewritten again")
+
     def _delete_points(self) -> None:
-        """Delete the points behind tombstones."""
-        _, gone = sealed_sessions(self._store)
-        self._delete(
-            {info.key for info in self._store.list(layout.POINTS) if info.key.rpartition("/")[2] in gone}
-        )
+        """Delete the points, and what else was decided, behind tombstones."""
+        _, gone = committed_sessions(self._store)
+        self._delete({key for key in decisions(self._store) if key.rpartition("/")[2] in gone})
 
     def _close(self) -> None:
         """Let go of collections whose packs are gone and that no index mentions."""
@@ -194,50 +232,34 @@ class Collector:
         return gone
 
 
-def unneeded(repository: Repository, *, without: frozenset[str] = frozenset()) -> dict[bytes, int]:
-    """Return the packs, with their sizes, that no point needs when those of some sessions are forgotten.
+def unneeded(
+    repository: Repository, *, without: frozenset[str] = frozenset(), repack_below: float = 0.0
+) -> Unneeded:
+    """Return what a collection would do when the points of some sessions are forgotten.
 
-    Deletes nothing. What writers put that are at work now is in it too.
+    Deletes nothing. What writers put that are at work now counts as not needed too.
     """
     there = _packs(repository)
-    _, _, live = _needed(repository, without)
-    return {name: size for name, size in there.items() if name not in live}
+    needed = Survey(repository, without=without).needed()
+    sparse = [*needed.sparse(repack_below)] if repack_below else []
+    return Unneeded(
+        sum(size for name, size in there.items() if name not in needed.packs)
+        + sum(chunks[0].pack.size for chunks, _ in sparse),
+        len(sparse),
+        sum(size for _, size in sparse),
+    )
 
 
 def collect(
-    repository: Repository, *, now: datetime | None = None, dead_after: timedelta = DEAD_AFTER
+    repository: Repository,
+    *,
+    now: datetime | None = None,
+    dead_after: timedelta = DEAD_AFTER,
+    repack_below: float = 0.0,
 ) -> Collected:
     """Delete what no point needs; see `Repository.collect`."""
     repository.format.require("collect")
-    return Collector(repository, now=now or datetime.now(UTC), dead_after=dead_after).run()
-
-
-def _needed(repository: Repository, without: frozenset[str] = frozenset()) -> _Marked:
-    """Return the points that are kept, the index, and the packs that they need.
-
-    Raises:
-        IntegrityError: something of it is missing or damaged.
-    """
-    committed = repository.committed
-    while True:
-        points = list_points(repository.store)
-        index = committed.refresh()  # behind the points: it knows all their chunks
-        try:
-            _require_all_indexes(committed.lost)
-            chosen = (repository.load(info) for info in points if info.session not in without)
-            return points, index, live_packs(chosen, repository.trees.chunks, index)
-        except (IntegrityError, NotFoundError):
-            # Another collector may have deleted already what was forgotten since it was listed.
-            if list_points(repository.store) == points:
-                raise
-
-
-def _require_all_indexes(lost: frozenset[str]) -> None:
-    if lost:
-        raise IntegrityError(
-            f"the indexes of sessions {', '.join(sorted(lost)[:5])} are missing or damaged: nothing was "
-            "collected, for what they describe may be needed; run 'vmkeep verify'"
-        )
+    return Collector(repository, How(now or datetime.now(UTC), dead_after, repack_below)).run()
 
 
 def _packs(repository: Repository) -> dict[bytes, int]:

@@ -68,10 +68,18 @@ class Collections:
             if CONDEMNED in there and _DONE not in there
         }
 
-    def pending(self) -> frozenset[bytes]:
-        """Return the packs whose fate is open: they may be deleted at any moment."""
+    def pending(self, *, but: str | None = None) -> frozenset[bytes]:
+        """Return the packs whose fate is open: they may be deleted at any moment.
+
+        Args:
+            but: leave out what this collection condemned.
+        """
         return frozenset[bytes]().union(
-            *(self.condemned(number) for number, decided in self.under_way().items() if not decided)
+            *(
+                self.condemned(number)
+                for number, decided in self.under_way().items()
+                if not decided and number != but
+            )
         )
 
     def dead(self) -> frozenset[bytes]:

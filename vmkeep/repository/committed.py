@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmkeep.stores.base import Store
 
 INDEX_KIND: Final = "index"
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,29 @@ def list_points(store: Store, vm: str | None = None) -> list[PointInfo]:
     return sorted((point for point in found if point.session not in gone), key=lambda point: point.session)
 
 
-def sealed_sessions(store: Store) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the sessions that sealed a point, and those of them whose points were forgotten.
+def committed_sessions(store: Store) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the sessions whose indexes count, and those of them that have a tombstone.
 
-    A point that was forgotten may be removed, but only behind its tombstone: so points are listed first.
+    A decision may be removed, but only behind its tombstone: so decisions are listed first.
     """
     kept = {point.session for point in _listed(store, layout.POINTS)}
+    kept |= repacks(store)
     gone = forgotten_sessions(store)
     return frozenset(kept | gone), gone
+
+
+def repacks(store: Store) -> frozenset[str]:
+    """Return the sessions that rewrote packs, without those that are VOID."""
+    return frozenset(
+        info.key.removeprefix(layout.REPACKED)
+        for info in store.list(layout.REPACKED)
+        if info.size != VOID_SIZE
+    )
+
+
+def decisions(store: Store) -> dict[str, int]:
+    """Return the keys of all decisions with their sizes, also those that do not count."""
+    return {info.key: info.size for prefix in (layout.POINTS, layout.REPACKED) for info in store.list(prefix)}
 
 
 def _listed(store: Store, prefix: str) -> Iterator[PointInfo]:
@@ -60,6 +76,10 @@ def _listed(store: Store, prefix: str) -> Iterator[PointInfo]:
         name, _, session = info.key.removeprefix(layout.POINTS).partition("/")
         if info.size != VOID_SIZE and layout.is_session_id(session):
             yield PointInfo(name, session, info.key, info.size)
+
+
+def _index_keys(store: Store) -> set[str]:
+    return {info.key for info in store.list(layout.INDEX)}
 
 
 class CommittedIndex:
@@ -84,6 +104,11 @@ class CommittedIndex:
         self.lost: frozenset[str] = frozenset()
         """Sessions whose index is missing, although their points are kept, or damaged."""
 
+    def sessions(self) -> dict[bytes, str]:
+        """Return which session stored each pack that an index mentions."""
+        mentioned = self.mentioned
+        return {pack.name: layout.session_of_index(key) for key, packs in mentioned.items() for pack in packs}
+
     def current(self) -> Index:
         """Return the index as it was loaded last."""
         return self._merged if self._merged is not None else self.refresh()
@@ -91,30 +116,45 @@ class CommittedIndex:
     def refresh(self) -> Index:
         """Load what was committed since, and return the index without the packs that are deleted."""
         with self._lock:
-            # First: a collection is done only when no index mentions its packs any more.
-            dead = self.collections.dead()
-            committed, gone = sealed_sessions(self._store)
-            wanted = {
-                info.key
-                for info in self._store.list(layout.INDEX)
-                if layout.session_of_index(info.key) in committed
-            }
-            # That of a forgotten point is removed with the last of its packs.
-            lost = {session for session in committed - gone if layout.index(session) not in wanted}
-            base = self._merged if self._merged is not None and self._loaded <= wanted else None
-            loaded = self._loaded if base is not None else frozenset()
-            new, broken = self._load(sorted(wanted - loaded))
-            if new or base is None or not dead <= self._dead:
-                self._merged = Index.merge(
-                    [*([] if base is None else [base]), *new.values()], without=dead | self._dead
-                )
-                self._salvaged = None
-            self._dead |= dead
-            self._loaded = frozenset(wanted - broken)
-            known = {**self.mentioned, **{key: index.packs for key, index in new.items()}}
-            self.mentioned = {key: packs for key, packs in known.items() if key in wanted}
-            self.lost = frozenset(lost | {layout.session_of_index(key) for key in broken})
-            return self._merged if self._merged is not None else Index.empty()
+            for _ in range(_ATTEMPTS):
+                # An index was removed after it was listed: what it described may be found in a newer one.
+                with contextlib.suppress(NotFoundError):
+                    return self._refreshed()
+            return self._refreshed(missing_is_damage=True)
+
+    def _refreshed(self, *, missing_is_damage: bool = False) -> Index:
+        # First: a collection is done only when no index mentions its packs any more.
+        dead = self.collections.dead()
+        wanted, without = self._wanted()
+        base = self._merged if self._merged is not None and self._loaded <= wanted else None
+        loaded = self._loaded if base is not None else frozenset()
+        new, broken = self._load(sorted(wanted - loaded), missing_is_damage=missing_is_damage)
+        if new or base is None or not dead <= self._dead:
+            self._merged = Index.merge(
+                [*([] if base is None else [base]), *new.values()], without=dead | self._dead
+            )
+            self._salvaged = None
+        self._dead |= dead
+        self._loaded = frozenset(wanted - broken)
+        known = {**self.mentioned, **{key: index.packs for key, index in new.items()}}
+        self.mentioned = {key: packs for key, packs in known.items() if key in wanted}
+        self.lost = frozenset(without | {layout.session_of_index(key) for key in broken})
+        return self._merged if self._merged is not None else Index.empty()
+
+    def _wanted(self) -> tuple[set[str], set[str]]:
+        """Return the keys of the indexes that count, and the sessions that should have one and have none.
+
+        Indexes are listed first: one that is not there any more was removed when all that is needed of it
+        was described by sessions that are committed, and which are therefore seen.
+        """
+        there = _index_keys(self._store)
+        committed, gone = committed_sessions(self._store)
+        without = {session for session in committed - gone if layout.index(session) not in there}
+        if without:  # committed since, or removed behind a tombstone?
+            there |= _index_keys(self._store)
+            gone = forgotten_sessions(self._store)
+            without = {session for session in without - gone if layout.index(session) not in there}
+        return {key for key in there if layout.session_of_index(key) in committed}, without
 
     def widest(self) -> Index:
         """Return the index for readers: what lost indexes described is found again in the packs.
@@ -128,18 +168,22 @@ class CommittedIndex:
                 self._salvaged = Index.merge([index, *self._salvage(known)])
             return self._salvaged
 
-    def _load(self, names: list[str]) -> tuple[dict[str, Index], set[str]]:
+    def _load(self, names: list[str], *, missing_is_damage: bool) -> tuple[dict[str, Index], set[str]]:
         """Return the indexes that can be read, and the names of the others."""
-        read = dict(zip(names, in_order(self._read, names, threads=TRANSFERS), strict=True))
-        new = {key: index for key, index in read.items() if index is not None}
-        return new, read.keys() - new.keys()
 
-    def _read(self, key: str) -> Index | None:
-        """Return one index object; `None`: it is damaged."""
-        try:
-            return Index.decode(sealed.unseal(self._keys, INDEX_KIND, key, self._fetch(key)))
-        except (IntegrityError, NotFoundError):
-            return None
+        def read(key: str) -> Index | None:
+            try:
+                return Index.decode(sealed.unseal(self._keys, INDEX_KIND, key, self._fetch(key)))
+            except IntegrityError:
+                return None
+            except NotFoundError:
+                if not missing_is_damage:
+                    raise
+                return None
+
+        found = dict(zip(names, in_order(read, names, threads=TRANSFERS), strict=True))
+        new = {key: index for key, index in found.items() if index is not None}
+        return new, found.keys() - new.keys()
 
     def _fetch(self, key: str) -> bytes:
         if self._cache is None:

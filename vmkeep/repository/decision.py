@@ -1,6 +1,6 @@
-"""The one decision of a session: its recovery point, or VOID.
+"""The one decision of a session: its recovery point, or VOID; of one that rewrites packs, that they count.
 
-Both are put at the same key, and only if it is absent, so that of a writer that seals and a collector
+All are put at the same key, and only if it is absent, so that of a writer that seals and a collector
 that fences it exactly one wins. A VOID is told by its size alone, so a listing shows what counts.
 """
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 VOID_SIZE: Final = 256
 """Bytes of every VOID."""
-_POINT_LEAST: Final = 512
-"""No recovery point is as small as a VOID."""
+_LEAST: Final = 512
+"""No other decision is as small as a VOID."""
 _REASON_MOST: Final = 100
 _KIND: Final = "decision"
 
@@ -32,9 +32,11 @@ class Decision:
     nonce: str
     """Drawn by the one who decided: so it knows its own decision again after a lost answer."""
     point: Point | None
-    """`None`: VOID."""
+    """`None`: VOID, or a repack."""
     reason: str = ""
     """Why it is VOID."""
+    repacked: tuple[str, ...] | None = None
+    """The names of the packs that were rewritten; `None`: VOID, or a point."""
 
 
 def decide(store: Store, keys: Keys, key: str, decision: Decision) -> Decision:
@@ -50,12 +52,16 @@ def decide(store: Store, keys: Keys, key: str, decision: Decision) -> Decision:
 
 def encode(keys: Keys, key: str, decision: Decision) -> bytes:
     """Return the object at *key*."""
-    if decision.point is None:
+    if decision.point is None and decision.repacked is None:
         reason = decision.reason.encode("ascii", "replace").decode()[:_REASON_MOST]
         void = to_json({"nonce": decision.nonce, "void": reason})
         return sealed.seal(keys, _KIND, key, void, size=VOID_SIZE)
-    record = {"nonce": decision.nonce, "point": encode_point(decision.point)}
-    return sealed.seal(keys, _KIND, key, to_json(record), size=_POINT_LEAST)
+    record: dict[str, object] = {"nonce": decision.nonce}
+    if decision.point is not None:
+        record["point"] = encode_point(decision.point)
+    else:
+        record["repacked"] = decision.repacked
+    return sealed.seal(keys, _KIND, key, to_json(record), size=_LEAST)
 
 
 def decode(keys: Keys, key: str, data: bytes) -> Decision:
@@ -67,4 +73,6 @@ def decode(keys: Keys, key: str, data: bytes) -> Decision:
     record = from_json(sealed.unseal(keys, _KIND, key, data), key)
     if "point" in record:
         return Decision(record["nonce"], decode_point(record["point"]))
+    if "repacked" in record:
+        return Decision(record["nonce"], None, repacked=tuple(record["repacked"]))
     return Decision(record["nonce"], None, record["void"])

@@ -122,12 +122,12 @@ class Index:
         found = (self.location(at) for at in range(start, end))
         return [each for each in found if each.id == chunk]
 
-    def mark(self, ids: NDArray[np.uint8], packs: NDArray[np.bool_]) -> bool:
-        """Set *packs* where a pack holds one of the chunks, for all copies of it.
+    def mark(self, ids: NDArray[np.uint8], marks: NDArray[np.bool_]) -> bool:
+        """Set *marks* where an entry is one of the chunks, for all copies of it.
 
         Args:
             ids: of shape (n, 32).
-            packs: of the length of `packs`.
+            marks: of the length of `entries`.
 
         Returns:
             Whether every chunk was found.
@@ -139,7 +139,7 @@ class Index:
         while (rows := np.flatnonzero(at < end)).size:  # more than once only for copies, or equal prefixes
             entries = self.entries[at[rows]]
             same = (entries["id"] == ids[rows]).all(axis=1)
-            packs[entries["pack"][same]] = True
+            marks[at[rows[same]]] = True
             found[rows[same]] = True
             at[rows] += 1
         return bool(found.all())

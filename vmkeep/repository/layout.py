@@ -18,6 +18,7 @@ POINTS: Final = "points/"
 RUNS: Final = "runs/"
 COLLECTIONS: Final = "gc/"
 FORGOTTEN: Final = "forgotten/"
+REPACKED: Final = "repacked/"
 VERIFIED: Final = "verified/"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -80,6 +81,11 @@ def index(session: str, part: int = 1) -> str:
 def decision(vm: str, session: str) -> str:
     """Return the key at which a session is decided: its recovery point, or VOID."""
     return f"{POINTS}{check_name('VM', vm)}/{session}"
+
+
+def repacked(session: str) -> str:
+    """Return the key at which a session that rewrites packs is decided."""
+    return f"{REPACKED}{session}"
 
 
 def run(run_id: str) -> str:

@@ -1,7 +1,8 @@
-"""Which packs recovery points need: found by walking their trees, one batch of leaves at a time."""
+"""Which chunks recovery points need: found by walking their trees, one batch of leaves at a time."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -27,11 +28,32 @@ _STREAM_ENTRY: Final = np.dtype([("id", "u1", (ID_SIZE,)), ("length", "<u4")])
 """An entry in the leaf of a stream, as `save_stream` writes it."""
 
 
-def live_packs(points: Iterable[Point], chunks: Chunks, index: Index) -> frozenset[bytes]:
-    """Return the names of all packs that hold a chunk of *points*, with every copy of it.
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The chunks that some recovery points need."""
 
-    Every copy, because another collector may choose another one. Each leaf is read once, however many points
-    share it; memory grows with the number of leaves only.
+    index: Index
+    entries: NDArray[np.bool_]
+    """Which entries of the index these are, with every copy of a chunk."""
+
+    def among(self, index: Index) -> Live:
+        """Return the same chunks in another index.
+
+        Raises:
+            IntegrityError: it does not know all of them.
+        """
+        if index is self.index:
+            return self
+        marks = np.zeros(len(index), bool)
+        if not index.mark(np.ascontiguousarray(self.index.entries["id"][self.entries]), marks):
+            raise _incomplete("a recovery point", "no index says any more where all of its chunks lie")
+        return Live(index, marks)
+
+
+def live_chunks(points: Iterable[Point], chunks: Chunks, index: Index) -> Live:
+    """Return the chunks that *points* need.
+
+    Each leaf is read once, however many points share it; memory grows with the number of leaves only.
 
     Raises:
         IntegrityError: something of a point is missing or damaged: to delete now may make it worse.
@@ -40,12 +62,12 @@ def live_packs(points: Iterable[Point], chunks: Chunks, index: Index) -> frozens
     marking = _Marking(chunks, index)
     for point in points:
         marking.add(point)
-    return frozenset(pack.name for pack, used in zip(index.packs, marking.live, strict=True) if used)
+    return Live(index, marking.marks)
 
 
 class _Marking:
     def __init__(self, chunks: Chunks, index: Index) -> None:
-        self.live = np.zeros(len(index.packs), bool)
+        self.marks = np.zeros(len(index), bool)
         self._chunks, self._index = chunks, index
         self._seen: set[bytes] = set()
 
@@ -73,7 +95,7 @@ class _Marking:
             self._seen |= batch
 
     def _mark(self, what: str, ids: NDArray[np.uint8]) -> None:
-        if not self._index.mark(ids, self.live):
+        if not self._index.mark(ids, self.marks):
             raise _incomplete(what, "no index says where all of its chunks lie")
 
 

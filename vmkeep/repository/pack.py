@@ -41,6 +41,8 @@ RECORD: Final = struct.Struct("<32sIIIB3x")
 TRAILER: Final = struct.Struct("<II8s")
 MAGIC: Final = b"VMKPACK\x01"
 FOOT: Final = b"VMKFOOT\x01"
+_MOST_RECORDS: Final = 2**14
+"""Keeps the footer small, and the list of entries while the pack is filled."""
 _FOOTER_NUMBER: Final = 2**32 - 1
 """A number that no record has: it would need 64 GiB of headers alone."""
 
@@ -89,10 +91,9 @@ class PackWriter:
         self._entries.append((chunk, offset, len(sealed), raw))
         return len(head) + len(sealed)
 
-    @property
-    def records(self) -> int:
-        """How many chunks it has."""
-        return len(self._entries)
+    def full(self, most: int) -> bool:
+        """Tell whether it must be finished: with another chunk and the footer it may exceed *most* bytes."""
+        return self.size > most - most // 8 or len(self._entries) >= _MOST_RECORDS
 
     def finish(self) -> FinishedPack:
         """Write footer and trailer; on return the file is on stable storage.
@@ -141,6 +142,17 @@ class PackReader:
         Raises:
             IntegrityError: the record is damaged, or another one.
         """
+        return self._opened(record, wanted)[0]
+
+    def body(self, record: memoryview, wanted: Location) -> tuple[Buffer, int]:
+        """Return what a writer appended for *wanted*, checked all the same: bytes or frame, and codec.
+
+        Raises:
+            IntegrityError: as above.
+        """
+        return self._opened(record, wanted)[1:]
+
+    def _opened(self, record: memoryview, wanted: Location) -> tuple[Buffer, Buffer, int]:
         if len(record) != RECORD.size + wanted.stored:
             raise IntegrityError("the pack is cut off there")
         chunk, number, stored, raw, codec = RECORD.unpack_from(record)
@@ -148,13 +160,13 @@ class PackReader:
             raise IntegrityError("the record's header is not the one that the index describes")
         head, body = bytes(record[: RECORD.size]), record[RECORD.size :]
         try:
-            data: Buffer = self._cipher.decrypt(_nonce(number), body, self._binding + head)
+            frame: Buffer = self._cipher.decrypt(_nonce(number), body, self._binding + head)
         except InvalidTag:
             raise IntegrityError("the record does not authenticate") from None
-        data = decompress(data, codec, raw)
+        data = decompress(frame, codec, raw)
         if len(data) != raw or self._keys.chunk_id(data) != chunk:
             raise IntegrityError("the bytes do not hash to the chunk's id")
-        return data
+        return data, frame, codec
 
     def footer(self, data: bytes) -> NDArray[Any]:
         """Return the entries in footer and trailer (*data* ends with them) of a pack.

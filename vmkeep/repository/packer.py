@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vmkeep.errors import TemporaryError
 from vmkeep.repository.codec import compress
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from vmkeep.repository.index import Index, PackInfo
     from vmkeep.repository.pack import FinishedPack
     from vmkeep.repository.spool import Spool
-
-_MOST_RECORDS: Final = 2**14
-"""Keeps the footer small, and the list of entries while the pack is filled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +53,7 @@ class Packer:
         self._keys = keys
         self._spool = spool
         self._known = known
-        self._enough = most - most // 8  # room for the largest chunk and the footer
+        self._most = most
         self._finished = finished
         self._new = {entry.tobytes() for pack in self.packs.values() for entry in pack.entries["id"]}
         self._current: PackWriter | None = None
@@ -88,7 +85,7 @@ class Packer:
                     self._current = PackWriter(self._keys, self._spool.new_pack())
                 stored = self._current.append(chunk, body, len(data), codec)
             self._new.add(chunk)
-            if self._current.size > self._enough or self._current.records >= _MOST_RECORDS:
+            if self._current.full(self._most):
                 full = self._take()
         if full is not None:
             self._finish(full)

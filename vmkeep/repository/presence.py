@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import AccessError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
+from vmkeep.repository.committed import decisions
 from vmkeep.repository.decision import Decision, decide
 from vmkeep.repository.forgotten import forgotten_sessions
 from vmkeep.repository.records import from_json, to_json
@@ -37,12 +38,12 @@ class Visitor:
 
     session: str
     role: str
-    """`writer` or `reader`."""
+    """`writer`, `reader`, or `repacker`."""
     vm: str
     host: str
     begun: datetime
     decision: str
-    """The key at which a writer is decided; empty for a reader."""
+    """The key at which a writer or repacker is decided; empty for a reader."""
 
 
 def announce_writer(store: Store, keys: Keys, *, session: str, vm: str, run: str) -> None:
@@ -51,6 +52,13 @@ def announce_writer(store: Store, keys: Keys, *, session: str, vm: str, run: str
         store, keys, {"role": "writer", "session": session, "vm": vm, "run": run,
                       "decision": layout.decision(vm, session)},
     )  # fmt: skip
+
+
+def announce_repacker(store: Store, keys: Keys, session: str) -> None:
+    """Say that packs are being rewritten."""
+    _announce(
+        store, keys, {"role": "repacker", "session": session, "vm": "", "decision": layout.repacked(session)}
+    )
 
 
 def announce_reader(store: Store, keys: Keys, reader: str, points: Mapping[str, str]) -> None:
@@ -100,7 +108,7 @@ def settle(store: Store, keys: Keys, *, now: datetime, dead_after: timedelta) ->
         leave(store, f"{session}{_LEFT}")
     if not present:
         return ()
-    decided = {info.key for info in store.list(layout.POINTS)}
+    decided = decisions(store)
     gone = forgotten_sessions(store)
     alive = []
     for session in present:

@@ -11,7 +11,7 @@ from vmkeep.repository import keyslot, layout, pins, sealed, slots
 from vmkeep.repository.begin import begin
 from vmkeep.repository.check import PackFault, missing_packs
 from vmkeep.repository.chunks import Chunks
-from vmkeep.repository.collect import DEAD_AFTER, Collected, collect, unneeded
+from vmkeep.repository.collect import DEAD_AFTER, Collected, Unneeded, collect, unneeded
 from vmkeep.repository.committed import CommittedIndex, PointInfo, list_points
 from vmkeep.repository.crypto import KEY_SIZE, Keys
 from vmkeep.repository.decision import decode
@@ -354,28 +354,35 @@ class Repository:
         """
         forget(self.store, self.keys, vm=point.vm, session=point.session, reason=reason)
 
-    def collect(self, *, now: datetime | None = None, dead_after: timedelta = DEAD_AFTER) -> Collected:
+    def collect(
+        self,
+        *,
+        now: datetime | None = None,
+        dead_after: timedelta = DEAD_AFTER,
+        repack_below: float = 0.0,
+    ) -> Collected:
         """Delete what no recovery point needs; backups and restores may run meanwhile.
 
         Args:
             now: the time, by which it is decided who is dead; by default the machine's clock.
             dead_after: a session that began longer ago and is not decided is taken for dead. Whom it would
                 have to wait for otherwise, it leaves to a later collection.
+            repack_below: packs of which less than this share (0 to 1) is needed are rewritten before.
 
         Raises:
             IntegrityError: a point that is kept is damaged; nothing is deleted then.
             UnsupportedError: the repository has features that this vmkeep cannot collect.
             TemporaryError: the store is away; a later collection carries on.
         """
-        return collect(self, now=now, dead_after=dead_after)
+        return collect(self, now=now, dead_after=dead_after, repack_below=repack_below)
 
-    def unneeded(self, *, without: frozenset[str] = frozenset()) -> int:
-        """Return the bytes of the packs that no point needs; deletes none.
+    def unneeded(self, *, without: frozenset[str] = frozenset(), repack_below: float = 0.0) -> Unneeded:
+        """Return what `collect` would delete and rewrite; changes nothing.
 
         Args:
             without: sessions whose points are taken for forgotten.
         """
-        return sum(unneeded(self, without=without).values())
+        return unneeded(self, without=without, repack_below=repack_below)
 
     def put_run(self, run_id: str, record: Mapping[str, Any]) -> None:
         """Keep the record of a run; a second call with the same record does nothing.

@@ -35,7 +35,9 @@ class Rights:
 
 
 _OPENING: Final = (layout.FORMAT, layout.KEYS)
-_DECISIONS: Final = (layout.INDEX, layout.POINTS, layout.FORGOTTEN, layout.COLLECTIONS)
+_DECISIONS: Final = (
+    layout.INDEX, layout.POINTS, layout.REPACKED, layout.FORGOTTEN, layout.COLLECTIONS,
+)  # fmt: skip
 
 ROLES: Final = {
     # It must know what is stored already and what the last points hold, but never the data itself.
@@ -44,11 +46,27 @@ ROLES: Final = {
         read=(*_OPENING, *_DECISIONS, layout.RUNS, _PROBE),
         put=(layout.OPEN, layout.PACKS, layout.INDEX, layout.POINTS, layout.RUNS, _PROBE),
     ),
-    # It reads packs for the leaves of trees, puts VOID at the decisions of the dead, and tombstones.
+    # It reads packs for the leaves of trees, puts VOID at the decisions of the dead, and tombstones. It puts
+    # packs and an index where it rewrites those of which little is needed.
     "collector": Rights(
         read=(*_OPENING, *_DECISIONS, layout.OPEN, layout.PACKS, layout.RUNS),
-        put=(layout.POINTS, layout.FORGOTTEN, layout.COLLECTIONS),
-        delete=(layout.OPEN, layout.PACKS, layout.INDEX, layout.POINTS, layout.VERIFIED),
+        put=(
+            layout.OPEN,
+            layout.PACKS,
+            layout.INDEX,
+            layout.POINTS,
+            layout.REPACKED,
+            layout.FORGOTTEN,
+            layout.COLLECTIONS,
+        ),
+        delete=(
+            layout.OPEN,
+            layout.PACKS,
+            layout.INDEX,
+            layout.POINTS,
+            layout.REPACKED,
+            layout.VERIFIED,
+        ),
     ),
     # While it reads it may say so, and what it read back. It cannot delete that again: whoever can, could
     # also delete the record of a backup under way, and a collector would take its packs for nobody's.

@@ -18,7 +18,7 @@ import numpy as np
 
 from vmkeep.errors import IntegrityError
 from vmkeep.repository import scrubbed
-from vmkeep.repository.mark import live_packs
+from vmkeep.repository.mark import live_chunks
 from vmkeep.repository.parallel import TRANSFERS, for_each
 from vmkeep.repository.verify import Damage, damages_of
 
@@ -154,7 +154,7 @@ class _Scrub:
                 damages += damages_of(point, repository.trees, lost)
                 continue
             try:
-                live_packs([point], self._chunks, index)
+                live_chunks([point], self._chunks, index)
             except IntegrityError as error:
                 problems.append(str(error))
         return tuple(damages), tuple(problems)
