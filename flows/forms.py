@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import Field
 
 from vmkeep import fleet as fleets
+from vmkeep.errors import InputError
 from vmkeep.operations.request import Operation, Request
+from vmkeep.units import parse_duration
 
 if TYPE_CHECKING:
     from vmkeep.fleet import FleetFile
@@ -28,6 +30,7 @@ _WORDS: Final = {
     "repository": "Which copy to read; best is the nearest of those with the newest state.",
     "copies": "Where to copy to; none means all copies.",
     "packs": "Read all that is stored instead of recovery points: what was not read for the longest time.",
+    "dead_after": "Take a backup or restore for dead that began longer ago and has not ended, such as 7d.",
     "percent": "How much of the stored data to read back.",
     "fleet": "Where the worker finds the fleet file.",
 }
@@ -65,7 +68,17 @@ def request(operation: Operation, parameters: dict[str, Any]) -> Request:
         packs=bool(parameters.get("packs")),
         share=float(parameters.get("percent") or 100.0) / 100.0,
         dependencies=bool(parameters.get("dependencies")),
+        **_patience(parameters.get("dead_after")),
     )
+
+
+def _patience(dead_after: str | None) -> dict[str, float]:
+    if dead_after is None:
+        return {}
+    try:
+        return {"dead_after": parse_duration(dead_after)}
+    except ValueError as error:
+        raise InputError(f"dead_after: {error}") from error
 
 
 def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]:
@@ -73,11 +86,15 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
     names = tuple(fleet.vms)
     parts = [part for vm in fleet.vms.values() for part in fleets.component_names(vm)]
     kinds = tuple(dict.fromkeys([*(kind for kind in fleets.Kind if _used(kind, parts)), *sorted(set(parts))]))
-    fields: list[tuple[str, Any, Any]] = [("vms", _several(names), [])]
     copies = tuple(fleet.repository.copies)
+    fields: list[tuple[str, Any, Any]] = []
+    if operation == "prune":
+        fields.append(("dead_after", str, "7d"))
+    else:
+        fields.append(("vms", _several(names), []))
     if operation == "copy":
         fields.append(("copies", _several(copies), []))
-    elif operation != "configure":
+    elif operation not in {"configure", "prune"}:
         fields.append(("components", _several(tuple(map(str, kinds))), []))
     if operation == "restore":
         fields += [
@@ -92,7 +109,7 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
         fields.append(("percent", Annotated[float, Field(gt=0, le=100)], 100.0))
     if operation == "restore" and copies:
         fields.append(("repository", _one_of((fleets.BEST, fleets.PRIMARY, *copies)), fleets.BEST))
-    if operation == "verify" and copies:
+    if operation in {"verify", "prune"} and copies:
         fields.append(("repository", _one_of((fleets.PRIMARY, *copies)), fleets.PRIMARY))
     return [*fields, ("fleet", str, str(file.path.absolute()))]
 

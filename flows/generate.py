@@ -31,6 +31,7 @@ DESCRIPTIONS: dict[Operation, str] = {
     "configure": "Make the VMs what the fleet file declares. Nothing is shrunk or deleted.",
     "backup": "Save the VMs: one recovery point for each, sealed when all that was read is in the store.",
     "restore": "Restore VMs in the order of their dependencies, each checked before the next.",
+    "prune": "Forget what retention does not keep, and free the space that only that needed.",
     "verify": "Read recovery points back and check every chunk.",
     "copy": "Copy recovery points into the other repositories of the fleet: what these lack.",
 }

@@ -43,10 +43,14 @@ def run_flow(request: Request, *, observer: Observer | None = None, resume: str 
 
 def parameters(request: Request) -> dict[str, Any]:
     """Return *request* as the parameters of its flow."""
-    given: dict[str, Any] = {"vms": list(request.targets), "fleet": str(request.fleet.absolute())}
+    given: dict[str, Any] = {"fleet": str(request.fleet.absolute())}
+    if request.operation == "prune":
+        given["dead_after"] = f"{request.dead_after:g}s"
+    else:
+        given["vms"] = list(request.targets)
     if request.operation == "copy":
         given["copies"] = list(request.copies)
-    elif request.operation != "configure":
+    elif request.operation not in {"configure", "prune"}:
         given["components"] = list(request.kinds)
     if request.operation == "restore":
         given |= {

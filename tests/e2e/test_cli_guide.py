@@ -21,7 +21,7 @@ GUIDE = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
 WITHOUT_PREFECT = """\
 vmkeep() {
     case $1 in
-        configure | backup | restore | verify | copy) command vmkeep "$@" --direct ;;
+        configure | backup | restore | verify | copy | prune) command vmkeep "$@" --direct ;;
         *) command vmkeep "$@" ;;
     esac
 }

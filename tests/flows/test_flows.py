@@ -277,3 +277,37 @@ def test_recovery_points_are_copied_by_a_flow(site):
     assert report.exit_code == 0
     with repositories.open_repository(there) as repository:
         assert {point.vm for point in repository.points()} == {"db1", "app1"}
+
+
+def test_a_repository_is_pruned_by_a_flow(site):
+    text = site.path.read_text()
+    site.path.write_text(text.replace("key: {file: ./key}", "key: {file: ./key}, retention: {last: 1}"))
+    for _ in range(2):
+        site.run("backup")
+
+    report = run(site, "prune", dead_after=60.0)
+
+    assert report.exit_code == 0
+    assert set(report.steps) == {"prune app1", "prune db1", "prune packs"}
+    assert [len(site.points(vm)) for vm in ("db1", "app1")] == [1, 1]
+
+
+def test_the_run_form_of_prune_offers_copies(site):
+    text = site.path.read_text()
+    copies = "key: {file: ./key}, copies: {nas: {store: ./nas, key: {file: ./key}}}"
+    site.path.write_text(text.replace("key: {file: ./key}", copies))
+
+    from flows import forms  # noqa: PLC0415
+
+    form = forms.signature(site.file, "prune").parameters
+
+    assert [*form] == ["dead_after", "repository", "fleet"]
+    assert form["repository"].default == "primary"
+
+
+@pytest.mark.parametrize("text", ["soon", "7"])
+def test_a_form_with_a_duration_that_is_none_is_refused(site, text):
+    from flows import forms  # noqa: PLC0415
+
+    with pytest.raises(InputError, match="dead_after"):
+        forms.request("prune", {"fleet": str(site.path), "dead_after": text})

@@ -30,8 +30,14 @@ def saved(site):
 
 def prune(site, capfd, *options):
     capfd.readouterr()
-    assert main(["prune", "-f", str(site.path), *options]) == 0
+    how = [] if "--dry-run" in options else ["--direct"]
+    assert main(["prune", "-f", str(site.path), *how, *options]) == 0
     return capfd.readouterr()
+
+
+def step(report, name):
+    (found,) = [one for one in report["steps"] if one["step"] == name]
+    return found
 
 
 def test_what_is_not_kept_is_forgotten_and_its_space_is_free(saved, capfd):
@@ -40,10 +46,12 @@ def test_what_is_not_kept_is_forgotten_and_its_space_is_free(saved, capfd):
     told = json.loads(prune(saved, capfd, "--json").out)
 
     assert saved.points("db1") == before[1:]
-    assert [one["reasons"] for one in told["points"] if one["vm"] == "db1"] == [
-        [], ["last"], ["last", "newest complete point"],
-    ]  # fmt: skip
-    assert told["freed"] > 2 * MiB  # the data that only the first point had
+    assert step(told, "prune db1")["details"] == [
+        f"{before[0].session} forgotten",
+        f"{before[1].session} kept: last",
+        f"{before[2].session} kept: last, newest complete point",
+    ]
+    assert step(told, "prune packs")["freed"] > 2 * MiB  # the data that only the first point had
     saved.write("db1", "data", seed="destroyed")
     assert saved.run("restore", overwrite=True).exit_code == 0
     assert saved.digest("db1", "data") == digest
@@ -56,17 +64,28 @@ def test_a_dry_run_says_the_same_and_changes_nothing(saved, capfd):
     expected = json.loads(prune(saved, capfd, "--dry-run", "--json").out)
 
     assert sorted(str(path) for path in saved.folder.rglob("*")) == before
-    done = json.loads(prune(saved, capfd, "--json").out)
-    assert (expected["points"], expected["freed"]) == (done["points"], done["freed"])
-    assert (expected["dry_run"], done["dry_run"]) == (True, False)
+    freed = step(json.loads(prune(saved, capfd, "--json").out), "prune packs")
+    assert (expected["freed"], expected["rewritten"]) == (freed["freed"], freed["stored"])
+    assert {point.session for vm in ("db1", "app1") for point in saved.points(vm)} == {
+        one["session"] for one in expected["points"] if one["kept"]
+    }
 
 
 def test_people_see_what_is_kept_and_why(saved, capfd):
     told = prune(saved, capfd).out
 
     assert "forgotten" in told
+    assert "kept: last, newest complete point" in told
+    assert "prune db1: 2 recovery point(s) kept, 1 forgotten" in told
+    assert "prune packs: freed " in told
+    assert "prune complete" in told
+
+
+def test_people_see_before_what_would_be_kept_and_why(saved, capfd):
+    told = prune(saved, capfd, "--dry-run").out
+
     assert "last, newest complete point" in told
-    assert "4 recovery point(s) kept, 2 forgotten; freed " in told
+    assert "4 recovery point(s) would be kept, 2 would be forgotten; would free " in told
 
 
 def test_sparse_packs_are_rewritten_and_it_is_said(site, capfd):
@@ -102,13 +121,15 @@ def test_with_0_percent_no_pack_is_rewritten(site, capfd):
         overwrite(site.image("db1", "data"), 0, 7 * MiB)
         site.run("backup", targets=["db1"])
 
-    assert json.loads(prune(site, capfd, "--json").out)["repacked"] == 0
+    assert json.loads(prune(site, capfd, "--dry-run", "--json").out)["repacked"] == 0
+    assert "anew" not in prune(site, capfd).out
 
 
 def test_without_retention_all_is_kept(saved, capfd):
     saved.path.write_text(FLEET)
 
-    told = json.loads(prune(saved, capfd, "--json").out)
+    told = json.loads(prune(saved, capfd, "--dry-run", "--json").out)
+    prune(saved, capfd)
 
     assert all(one["kept"] for one in told["points"])
     assert len(saved.points("db1")) == 3
@@ -117,7 +138,8 @@ def test_without_retention_all_is_kept(saved, capfd):
 def test_the_points_of_another_fleet_are_left_alone(saved, capfd):
     saved.path.write_text(saved.path.read_text().replace("fleet: site", "fleet: other"))
 
-    assert json.loads(prune(saved, capfd, "--json").out)["points"] == []
+    assert json.loads(prune(saved, capfd, "--dry-run", "--json").out)["points"] == []
+    prune(saved, capfd)
 
     assert len(saved.points("db1")) == 3
 
@@ -126,11 +148,11 @@ def test_who_is_waited_for_is_named(saved, capfd, tmp_path):
     with repositories.open_repository(saved.file) as repository:
         session = repository.begin(vm="db1", run="slow", spool=tmp_path / "spool")
 
-        told = prune(saved, capfd)
+        told = prune(saved, capfd).out
         session.close()
 
-    assert "freed 0 B" in told.out
-    assert f"session {session.id}" in told.err
+    assert "freed 0 B" in told
+    assert f"session {session.id}" in told
     assert "freed 0 B" not in prune(saved, capfd, "--dead-after", "0s").out
 
 
@@ -139,15 +161,39 @@ def test_a_duration_that_is_none_ends_with_2(site, capfd):
     assert "--dead-after" in capfd.readouterr().err
 
 
-def test_validate_says_that_nothing_is_pruned_by_itself(saved, capfd):
-    text = saved.path.read_text().replace("schedules: {", 'schedules: {prune: {cron: "0 8 * * *"}, ')
-    saved.path.write_text(text)
+def test_validate_says_that_nothing_is_pruned_by_itself_without_a_schedule(saved, capfd):
+    text = saved.path.read_text()
 
     assert main(["validate", "-f", str(saved.path)]) == 0
+    assert "'vmkeep prune' removes" in capfd.readouterr().err
 
-    told = capfd.readouterr().err
-    assert "'vmkeep prune' removes" in told
-    assert "schedules.prune: no deployment is made for it" in told
+    saved.path.write_text(text.replace("schedules: {", 'schedules: {prune: {cron: "0 8 * * *"}, '))
+    assert main(["validate", "-f", str(saved.path)]) == 0
+    assert "prune" not in capfd.readouterr().err
+
+
+def test_a_vm_that_is_not_declared_any_more_is_pruned_like_others(saved, capfd):
+    text = saved.path.read_text()
+    a, b = text.index("  app1:"), text.index("schedules:")
+    saved.path.write_text(text[:a] + text[b:])
+
+    prune(saved, capfd)
+
+    assert len(saved.points("app1")) == 2
+
+
+def test_a_damaged_point_keeps_the_other_vms_from_nothing_and_the_packs_from_everything(saved, capfd):
+    damaged = saved.points("db1")[0]
+    path = saved.folder / "repository" / "points" / "db1" / damaged.session
+    path.chmod(0o600)
+    path.write_bytes(bytes(path.stat().st_size))
+    packs = sorted((saved.folder / "repository" / "packs").rglob("*"))
+
+    assert main(["prune", "-f", str(saved.path), "--direct"]) == 4
+
+    assert len(saved.points("app1")) == 2
+    assert sorted((saved.folder / "repository" / "packs").rglob("*")) == packs
+    assert damaged.session in capfd.readouterr().out
 
 
 def test_a_repository_in_s3_is_collected(seaweed, tmp_path):

@@ -16,6 +16,7 @@ from vmkeep.planning import (
     plan_backup,
     plan_configure,
     plan_copy,
+    plan_prune,
     plan_restore,
     plan_verify,
     simulate,
@@ -135,6 +136,8 @@ def _plan(file: FleetFile, request: Request, selection: Selection, facts: Facts)
             return plan_verify(file.fleet, selection, facts, share=request.share)
         case "copy":
             return plan_copy(file.fleet, selection, facts, to=request.copies or None)
+        case "prune":
+            return plan_prune(file.fleet, selection.vms, facts)
 
 
 def _sizes(shown: Preview) -> list[str]:

@@ -30,6 +30,11 @@ def print_report(report: RunReport) -> None:
         f"{report.summary.succeeded} of {report.summary.total} steps{sizes} in "
         f"{format_duration(report.elapsed)}; run {report.run}"
     )
+    if report.operation == "prune":
+        for name, step in report.steps.items():
+            out().print(f"{name}: {step.text}", markup=False)
+            for line in step.details:
+                out().print(f"  {line}", markup=False)
     if report.trouble:
         out().print(Text(report.trouble, "yellow"))
     if report.summary.complete:
@@ -73,6 +78,7 @@ def _step(report: RunReport, name: str) -> dict[str, Any]:
         "read": done.read,
         "new": done.new,
         "stored": done.stored,
+        "freed": done.freed,
         "details": list(done.details),
     }
 

@@ -9,6 +9,7 @@ from vmkeep.errors import InputError, NotFoundError, UnsupportedError
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.choose import choose_points
+from vmkeep.operations.prune import pruned_vms
 from vmkeep.operations.restore import require_free
 from vmkeep.operations.support import require_supported
 from vmkeep.planning import (
@@ -17,6 +18,7 @@ from vmkeep.planning import (
     plan_backup,
     plan_configure,
     plan_copy,
+    plan_prune,
     plan_restore,
     plan_scrub,
     plan_verify,
@@ -37,8 +39,8 @@ def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
         InputError: a target is unknown, a VM would be overwritten, or something is not supported.
         NotFoundError: there is no recovery point to restore or verify.
     """
-    if request.packs:
-        return _scrub(file, request), {}
+    if request.packs or request.operation == "prune":
+        return _scrub(file, request) if request.packs else _prune(file), {}
     selection = selected(file, request)
     if request.operation == "copy":  # touches no VM
         return _copy(file, request, selection), {}
@@ -154,6 +156,11 @@ def _verify(file: FleetFile, request: Request, selection: Selection) -> tuple[Pl
         return plan_verify(
             file.fleet, kept, facts(file, kept, repository, whole=True), share=request.share
         ), points
+
+
+def _prune(file: FleetFile) -> Plan:
+    with repositories.open_repository(file) as repository:
+        return plan_prune(file.fleet, pruned_vms(file, repository))
 
 
 def _scrub(file: FleetFile, request: Request) -> Plan:

@@ -1,20 +1,28 @@
-"""Forget the recovery points that the fleet's retention does not keep, and free what only they need."""
+"""The step `prune`: recovery points that retention does not keep are forgotten, and their space is freed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
+from vmkeep.errors import NotFoundError
+from vmkeep.operations.report import StepReport
 from vmkeep.planning import retention
+from vmkeep.repository import Unneeded
+from vmkeep.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import timedelta, tzinfo
+    from collections.abc import Callable, Iterator, Sequence
+    from datetime import tzinfo
 
     from vmkeep.fleet import FleetFile
-    from vmkeep.repository import Collected, Point, Repository, Unneeded
+    from vmkeep.operations.run import Run
+    from vmkeep.planning import Step
+    from vmkeep.repository import Collected, Point, Repository
+
+_WORK: Final = {"reader": "reads", "writer": "saves", "repacker": "rewrites packs"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +39,8 @@ class Decided:
         return bool(self.reasons)
 
 
-def decide(file: FleetFile, repository: Repository) -> list[Decided]:
-    """Return what retention says about each recovery point of the fleet, by VM, oldest first.
+def decide(file: FleetFile, repository: Repository, vm: str) -> list[Decided]:
+    """Return what retention says about each recovery point of a VM, oldest first.
 
     Points of other fleets in the same repository are none of ours. Days begin where those of the backup's
     schedule do.
@@ -41,14 +49,25 @@ def decide(file: FleetFile, repository: Repository) -> list[Decided]:
         IntegrityError: a point is damaged: without it, nobody knows what the others must make up for.
     """
     rules = file.fleet.repository.retention
-    by_vm: dict[str, list[Point]] = {}
-    for point in repository.points():
-        if point.fleet == file.fleet.fleet:
-            by_vm.setdefault(point.vm, []).append(point)
+    points = [point for point in repository.points(vm) if point.fleet == file.fleet.fleet]
     if rules is None:
-        return [Decided(point, ("no retention is declared",)) for vm in sorted(by_vm) for point in by_vm[vm]]
+        return [Decided(point, ("no retention is declared",)) for point in points]
     policy = retention.Policy(**{name: count or 0 for name, count in rules.model_dump().items()})
-    return [decided for vm in sorted(by_vm) for decided in _of_vm(by_vm[vm], policy, _zone(file))]
+    return _of_vm(points, policy, _zone(file))
+
+
+def pruned_vms(file: FleetFile, repository: Repository) -> list[str]:
+    """Return the VMs of which there are points of this fleet, also those that are not declared any more."""
+    newest = {info.vm: info for info in repository.list_points()}
+    found = []
+    for vm, info in sorted(newest.items()):
+        try:
+            ours = vm in file.fleet.vms or repository.load(info).fleet == file.fleet.fleet
+        except NotFoundError:
+            continue
+        if ours:
+            found.append(vm)
+    return found
 
 
 def freed_by(file: FleetFile, repository: Repository, decided: Sequence[Decided]) -> Unneeded:
@@ -57,22 +76,65 @@ def freed_by(file: FleetFile, repository: Repository, decided: Sequence[Decided]
     return repository.unneeded(without=gone, repack_below=file.fleet.repository.repack)
 
 
-def prune(
-    file: FleetFile, repository: Repository, decided: Sequence[Decided], *, dead_after: timedelta
-) -> Collected:
-    """Forget what is not kept, then collect.
-
-    Args:
-        dead_after: a session that is older and not decided is taken for dead.
+def prune(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
+    """Forget the recovery points of a VM that retention does not keep; then delete what nobody needs.
 
     Raises:
-        IntegrityError: stored data is damaged; what was forgotten stays so, and nothing is deleted.
-        TemporaryError: the store is away; call again.
+        IntegrityError: stored data is damaged: nothing is deleted then.
+        TemporaryError: the store is away; another call carries on.
     """
+    if not step.vms:
+        return _free(run)
+    (name,) = step.vms
+    decided = decide(run.file, run.repository, name)
     for one in decided:
         if not one.kept:
-            repository.forget(one.point, "retention")
-    return repository.collect(dead_after=dead_after, repack_below=file.fleet.repository.repack)
+            run.repository.forget(one.point, "retention")
+    forgotten = sum(not one.kept for one in decided)
+    return StepReport(
+        f"{len(decided) - forgotten} recovery point(s) kept, {forgotten} forgotten",
+        details=tuple(
+            f"{one.point.session} {'kept: ' + ', '.join(one.reasons) if one.kept else 'forgotten'}"
+            f"{'' if one.point.complete else ' (PARTIAL)'}"
+            for one in decided
+        ),
+    )
+
+
+def told(space: Unneeded) -> str:
+    """Return how much space is freed, and what is written for it."""
+    text = f"{format_size(space.size)}"
+    if space.repacked:
+        text += (
+            f", of which {format_size(space.rewritten)} in {space.repacked} sparse pack(s) are written anew"
+        )
+    return text
+
+
+def _free(run: Run) -> StepReport:
+    collected = run.repository.collect(
+        dead_after=timedelta(seconds=run.request.dead_after), repack_below=run.file.fleet.repository.repack
+    )
+    done = collected.repacked
+    return StepReport(
+        f"freed {told(Unneeded(collected.size, done.packs, done.size))}",
+        freed=collected.size,
+        stored=done.size,
+        details=tuple(_left(collected)),
+    )
+
+
+def _left(collected: Collected) -> Iterator[str]:
+    """Yield what is not done yet, and why."""
+    for problem in collected.repacked.damaged:
+        yield f"{problem}; 'vmkeep verify --packs' says what is concerned"
+    if collected.locked:
+        yield f"{collected.locked} object(s) are locked, or may not be deleted by these credentials: later"
+    for visitor in collected.waits_for:
+        yield (
+            f"session {visitor.session} on {visitor.host} {_WORK[visitor.role]} {visitor.vm} since "
+            f"{visitor.begun.isoformat(timespec='seconds')}: what it may need is deleted by a later prune"
+        )
 
 
 def _of_vm(points: Sequence[Point], policy: retention.Policy, zone: tzinfo) -> list[Decided]:

@@ -26,6 +26,8 @@ class StepReport:
     """Bytes of these that the repository did not have yet."""
     stored: int = 0
     """Bytes that were new to the repository, as stored."""
+    freed: int = 0
+    """Bytes of the packs that were deleted."""
     details: tuple[str, ...] = ()
 
 
@@ -53,7 +55,7 @@ class RunReport:
             return 0
         if any(isinstance(error, IntegrityError) for error in self.errors.values()):
             return IntegrityError.exit_code  # more urgent than what was done all the same
-        ended = {"seal", "health", "verify"} if self.operation != "configure" else {"configure"}
+        ended = {"seal", "health", "verify", "prune"} if self.operation != "configure" else {"configure"}
         goals = [step for step in self.plan.steps if step.split(" ", 1)[0] in ended]
         if any(isinstance(error, PartialError) for error in self.errors.values()) or any(
             step in self.outcomes and self.outcomes[step].state is State.SUCCEEDED for step in goals

@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from vmkeep.errors import InputError
+from vmkeep.repository.collect import DEAD_AFTER
 
-Operation = Literal["configure", "backup", "restore", "verify", "copy"]
+Operation = Literal["configure", "backup", "restore", "verify", "copy", "prune"]
 
 
 class Request(BaseModel):
@@ -39,6 +40,8 @@ class Request(BaseModel):
     """Verify all that the repository holds, instead of recovery points."""
     repository: str | None = None
     """The copy to restore, verify or prune in, or `primary`; a restore otherwise takes the best."""
+    dead_after: Annotated[float, Field(ge=0)] = DEAD_AFTER.total_seconds()
+    """Seconds after which `prune` takes a session for dead that has not ended."""
     copies: tuple[str, ...] = ()
     """Where to copy to; none means all copies."""
     dependencies: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.operations import backup, configure, copy, restore, verify
+from vmkeep.operations import backup, configure, copy, prune, restore, verify
 from vmkeep.planning import Verb
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _BODIES: Final[dict[str, dict[Verb, Body]]] = {
     "configure": {Verb.CONFIGURE: configure.apply},
     "verify": {Verb.VERIFY: verify.verify_chosen},
     "copy": {Verb.COPY: copy.copy},
+    "prune": {Verb.PRUNE: prune.prune},
 }
 
 

@@ -25,16 +25,13 @@ def unsupported(file: FleetFile, vms: Iterable[str] | None = None) -> list[str]:
 def notices(file: FleetFile) -> list[str]:
     """Return one sentence for each declared thing that is kept for later and harms nothing now."""
     told = []
-    if file.fleet.repository.retention is not None:
+    if file.fleet.repository.retention is not None and file.fleet.schedules.prune is None:
         told.append(
-            "repository.retention: nothing is removed by itself; 'vmkeep prune' removes what it does not keep"
+            "repository.retention: without schedules.prune nothing is removed by itself; 'vmkeep prune' "
+            "removes what it does not keep"
         )
     if file.fleet.schedules.drill is not None:
         told.append("schedules.drill: this version has no drill; no deployment is made for it")
-    if file.fleet.schedules.prune is not None:
-        told.append(
-            "schedules.prune: no deployment is made for it; let cron or a systemd timer run 'vmkeep prune'"
-        )
     return told
 
 

@@ -12,7 +12,7 @@ from vmkeep.planning.resume import still_done
 from vmkeep.planning.risk import Paradox, blast_radius, bottlenecks, paradoxes
 from vmkeep.planning.simulate import Schedule, Slot, simulate
 from vmkeep.planning.step import Estimate, Step, Verb
-from vmkeep.planning.upkeep import plan_configure, plan_copy, plan_scrub, plan_verify
+from vmkeep.planning.upkeep import plan_configure, plan_copy, plan_prune, plan_scrub, plan_verify
 
 __all__ = [
     "Estimate",
@@ -35,6 +35,7 @@ __all__ = [
     "plan_backup",
     "plan_configure",
     "plan_copy",
+    "plan_prune",
     "plan_restore",
     "plan_scrub",
     "plan_verify",

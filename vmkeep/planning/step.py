@@ -21,6 +21,7 @@ class Verb(StrEnum):
     HEALTH = "health"
     VERIFY = "verify"
     COPY = "copy"
+    PRUNE = "prune"
 
 
 @dataclass(frozen=True, slots=True)

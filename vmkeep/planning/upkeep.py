@@ -1,4 +1,4 @@
-"""The plans of the operations with one kind of step: configure, verify and copy."""
+"""The plans of the operations with one kind of step: configure, verify, copy and prune."""
 
 from __future__ import annotations
 
@@ -84,3 +84,19 @@ def plan_copy(
                 )
             )  # fmt: skip
     return Plan.of("copy", fleet.fleet, steps)
+
+
+def plan_prune(fleet: Fleet, vms: Collection[str], facts: Facts | None = None) -> Plan:
+    """Return the steps that forget what is not kept of each VM, and behind them the one that frees space.
+
+    That one does not need the others: what was forgotten before is deleted in any case.
+
+    Args:
+        vms: those that have recovery points, also when they are not declared any more.
+    """
+    facts = facts or Facts()
+    forget = [Step(f"prune {name}", Verb.PRUNE, (name,), estimate=calling(facts)) for name in vms]
+    free = Step(
+        "prune packs", Verb.PRUNE, (), after=frozenset(step.id for step in forget), estimate=calling(facts)
+    )
+    return Plan.of("prune", fleet.fleet, [*forget, free])

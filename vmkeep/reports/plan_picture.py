@@ -26,6 +26,7 @@ VERB_COLOURS: Final = {
     Verb.HEALTH: ("#fef3c7", "#92400e"),
     Verb.VERIFY: ("#fef3c7", "#92400e"),
     Verb.COPY: ("#e0e7ff", "#3730a3"),
+    Verb.PRUNE: ("#ffe4e6", "#9f1239"),
     Verb.RELEASE: ("#fafafa", "#6b7280"),
 }
 """Ground and ink of each verb."""

@@ -10,7 +10,7 @@ from vmkeep.cli import options
 from vmkeep.cli.options import examples
 
 
-def prune(
+def prune(  # noqa: PLR0913  (each is an option)
     fleet: options.Fleet = options.FLEET_FILE,
     dead_after: Annotated[
         str,
@@ -22,15 +22,21 @@ def prune(
     repository: options.Repository = None,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    direct: options.Direct = False,
     json: options.Json = False,
 ) -> None:
     """Forget the recovery points that the fleet's retention does not keep, and free their space.
 
     Backups and restores may run at the same time. The newest complete point of a VM is never forgotten.
     """
-    from vmkeep.cli.prune import prune as carry_out
+    from vmkeep.cli import prune as pruning
+    from vmkeep.cli.runs import Mode, carry_out
 
-    carry_out(fleet, repository, dry_run=dry_run, dead_after=dead_after, as_json=json)
+    request = pruning.request_of(fleet, repository, dead_after)
+    if dry_run:
+        pruning.show(fleet, repository, as_json=json)
+    else:
+        carry_out(request, Mode(direct=direct, as_json=json))
 
 
 def add_to(app: typer.Typer) -> None:
