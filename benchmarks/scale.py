@@ -6,7 +6,7 @@ The repository is made by hand: leaves and index are real, the packs with the da
 Each measurement is a process of its own, from its start to its end: wall time, processor time, peak resident
 memory.
 
-    open      open the repository, load its index, and look 1,000 chunks up
+    open      open the repository, load its index, and look 100 chunks up
     changed   back the disk of 1 TiB up again, with a list of changes in 64 places of 1 MiB
 """
 
@@ -97,7 +97,7 @@ def make(folder: Path, *, size: int, chunks: int) -> None:
 def look_up(folder: Path) -> None:
     repository = opened(folder)
     index = repository.committed.refresh()
-    for at in range(0, len(index), len(index) // 1000):
+    for at in range(0, len(index), len(index) // 100):
         if index.locate(index.entries[at]["id"].tobytes()) is None:
             raise SystemExit("a chunk is not found")
 

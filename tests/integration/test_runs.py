@@ -10,7 +10,8 @@ import pytest
 from vmkeep.errors import InputError, NotFoundError, SourceChangedError
 from vmkeep.operations import backup, direct, lifecycle, repositories, steps
 from vmkeep.operations.prepare import prepare
-from vmkeep.operations.run import Run, dead_runs, state_folder
+from vmkeep.operations.run import Run, dead_runs
+from vmkeep.operations.state import state_folder
 from vmkeep.planning import State, Verb
 from vmkeep.testing.faults import Fault, flip
 from vmkeep.testing.guests import Volume, build_disk

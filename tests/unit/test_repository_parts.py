@@ -105,7 +105,7 @@ def test_a_million_chunks_take_56_bytes_each():
     found["id"] = np.frombuffer(random.Random(1).randbytes(3_200_000), np.uint8).reshape(-1, 32)
     index = Index.build((PackInfo(bytes(16), 1),), found)
 
-    assert index.entries.nbytes + index._prefixes.nbytes == 56 * 100_000
+    assert index.entries.nbytes + index.prefixes.nbytes == 56 * 100_000
 
 
 def test_a_pack_gives_back_its_chunks_and_its_entries(tmp_path):

@@ -23,7 +23,7 @@ from vmkeep.cli.options import FLEET_FILE
 from vmkeep.disks import tools
 from vmkeep.errors import TemporaryError, UnsupportedError, VmkeepError
 from vmkeep.operations import repositories
-from vmkeep.operations.run import state_folder
+from vmkeep.operations.state import state_folder
 from vmkeep.units import GiB, format_size
 
 if TYPE_CHECKING:

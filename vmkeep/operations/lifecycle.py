@@ -11,7 +11,8 @@ from vmkeep.errors import ConflictError, VmkeepError
 from vmkeep.operations import kept_points
 from vmkeep.operations.places import chosen
 from vmkeep.operations.prepare import prepare
-from vmkeep.operations.run import Run, dead_runs, new_run_id, reap, state_folder
+from vmkeep.operations.run import Run, dead_runs, new_run_id, reap
+from vmkeep.operations.state import state_folder
 from vmkeep.planning import State
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import InputError, UnsupportedError
+from vmkeep.operations.state import cache_folder
 from vmkeep.repository import Repository, parse_secret, read_key_file, read_key_variable
 from vmkeep.stores import S3Options, open_store
 
@@ -93,7 +94,7 @@ def open_repository(file: FleetFile) -> Repository:
         AccessError: the key does not open it.
         NotFoundError: no repository was made there yet.
     """
-    return Repository.open(store_of(file), secret_of(file))
+    return Repository.open(store_of(file), secret_of(file), cache=cache_folder(file.fleet.fleet))
 
 
 def key_file(file: FleetFile) -> Path | None:

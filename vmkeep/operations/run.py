@@ -21,7 +21,6 @@ import threading
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from vmkeep import fleet as fleets
@@ -32,11 +31,13 @@ from vmkeep.hypervisors.base import DiskState, MachineState, Snapshot
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.request import Request
+from vmkeep.operations.state import state_folder
 from vmkeep.planning import Outcome, Plan, State, Verb, still_done
 from vmkeep.repository import PointInfo, layout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from vmkeep.fleet import FleetFile
     from vmkeep.hypervisors.base import Hypervisor
@@ -49,18 +50,6 @@ _PARENTS: Final = 8
 
 _open_runs: Final[dict[Path, Run]] = {}
 _open_lock: Final = threading.Lock()
-
-
-def state_folder(fleet: str) -> Path:
-    """Return where this machine keeps the state of a fleet's runs.
-
-    `VMKEEP_STATE`, or else `vmkeep` in the XDG state folder. It must hold what a backup has read and
-    not uploaded yet.
-    """
-    root = os.environ.get("VMKEEP_STATE")
-    if root is None:
-        root = os.path.join(os.environ.get("XDG_STATE_HOME", "~/.local/state"), "vmkeep")  # noqa: PTH118
-    return Path(root).expanduser() / fleet
 
 
 def new_run_id(now: datetime, suffix: str | None = None) -> str:

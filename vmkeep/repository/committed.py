@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import IntegrityError, NotFoundError
-from vmkeep.repository import layout, sealed
+from vmkeep.repository import layout, merged, sealed
 from vmkeep.repository.collections import Collections
 from vmkeep.repository.decision import VOID_SIZE
 from vmkeep.repository.forgotten import forgotten_sessions
@@ -86,7 +86,8 @@ class CommittedIndex:
     """The merged index of all committed sessions. Safe to use from several threads.
 
     Args:
-        cache: a folder that keeps index objects as they are, encrypted; none is needed.
+        cache: a folder that keeps index objects as they are, encrypted, and what was made of them (see
+            `merged`); none is needed.
     """
 
     def __init__(self, store: Store, keys: Keys, cache: Path | None) -> None:
@@ -126,20 +127,41 @@ class CommittedIndex:
         # First: a collection is done only when no index mentions its packs any more.
         dead = self.collections.dead()
         wanted, without = self._wanted()
+        if self._merged is None:
+            self._recall()
         base = self._merged if self._merged is not None and self._loaded <= wanted else None
         loaded = self._loaded if base is not None else frozenset()
         new, broken = self._load(sorted(wanted - loaded), missing_is_damage=missing_is_damage)
+        known = {**self.mentioned, **{key: index.packs for key, index in new.items()}}
+        self.mentioned = {key: packs for key, packs in known.items() if key in wanted}
         if new or base is None or not dead <= self._dead:
-            self._merged = Index.merge(
-                [*([] if base is None else [base]), *new.values()], without=dead | self._dead
-            )
+            self._merged = self._merge([*([] if base is None else [base]), *new.values()], dead | self._dead)
             self._salvaged = None
         self._dead |= dead
         self._loaded = frozenset(wanted - broken)
-        known = {**self.mentioned, **{key: index.packs for key, index in new.items()}}
-        self.mentioned = {key: packs for key, packs in known.items() if key in wanted}
         self.lost = frozenset(without | {layout.session_of_index(key) for key in broken})
         return self._merged if self._merged is not None else Index.empty()
+
+    def _recall(self) -> None:
+        """Begin with what this machine remembers; what was committed since is loaded as always."""
+        found = None if self._cache is None else merged.read(self._remembered(self._cache))
+        if found is not None:
+            self._merged, self._dead = found.index, found.dead
+            self._loaded, self.mentioned = frozenset(found.mentioned), dict(found.mentioned)
+
+    def _merge(self, parts: list[Index], dead: frozenset[bytes]) -> Index:
+        """Return one index of all, on the disk of this machine where it may lie there."""
+        if self._cache is not None:
+            path = self._remembered(self._cache)
+            with contextlib.suppress(OSError):  # a cache that cannot be written is a slow one, no error
+                merged.write(path, parts, self.mentioned, dead)
+                found = merged.read(path)  # unless another process has put its own meanwhile
+                if found and (found.mentioned.keys(), found.dead) == (self.mentioned.keys(), dead):
+                    return found.index
+        return Index.merge(parts, without=dead)
+
+    def _remembered(self, cache: Path) -> Path:
+        return cache / self._keys.repository.hex() / "merged"
 
     def _wanted(self) -> tuple[set[str], set[str]]:
         """Return the keys of the indexes that count, and the sessions that should have one and have none.
@@ -164,8 +186,8 @@ class CommittedIndex:
         index = self.refresh()
         with self._lock:
             if self._salvaged is None:
-                known = {pack.name for pack in index.packs} | self._dead
-                self._salvaged = Index.merge([index, *self._salvage(known)])
+                found = list(self._salvage({pack.name for pack in index.packs} | self._dead))
+                self._salvaged = Index.merge([index, *found]) if found else index
             return self._salvaged
 
     def _load(self, names: list[str], *, missing_is_damage: bool) -> tuple[dict[str, Index], set[str]]:

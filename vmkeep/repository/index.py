@@ -58,7 +58,8 @@ class Index:
     packs: Sequence[PackInfo]
     entries: NDArray[Any]
     """Of dtype `ENTRY`, sorted by the first eight bytes of the id."""
-    _prefixes: NDArray[np.uint64] = field(repr=False)
+    prefixes: NDArray[np.uint64] = field(repr=False)
+    """The first eight bytes of the ids, as numbers, in the same order."""
 
     @classmethod
     def build(cls, packs: Sequence[PackInfo], entries: NDArray[Any]) -> Index:
@@ -118,7 +119,7 @@ class Index:
     def copies(self, chunk: bytes) -> list[Location]:
         """Return all places where a chunk lies; two sessions may have stored it at the same time."""
         prefix = np.uint64(int.from_bytes(chunk[:8], "big"))
-        start, end = (int(self._prefixes.searchsorted(prefix, side)) for side in ("left", "right"))
+        start, end = (int(self.prefixes.searchsorted(prefix, side)) for side in ("left", "right"))
         found = (self.location(at) for at in range(start, end))
         return [each for each in found if each.id == chunk]
 
@@ -133,8 +134,8 @@ class Index:
             Whether every chunk was found.
         """
         prefixes = _prefixes(ids)
-        at = self._prefixes.searchsorted(prefixes, "left")
-        end = self._prefixes.searchsorted(prefixes, "right")
+        at = self.prefixes.searchsorted(prefixes, "left")
+        end = self.prefixes.searchsorted(prefixes, "right")
         found = np.zeros(len(ids), bool)
         while (rows := np.flatnonzero(at < end)).size:  # more than once only for copies, or equal prefixes
             entries = self.entries[at[rows]]
@@ -146,8 +147,8 @@ class Index:
 
     def _find(self, chunk: bytes) -> int | None:
         prefix = np.uint64(int.from_bytes(chunk[:8], "big"))
-        at = int(self._prefixes.searchsorted(prefix))
-        while at < len(self._prefixes) and self._prefixes[at] == prefix:
+        at = int(self.prefixes.searchsorted(prefix))
+        while at < len(self.prefixes) and self.prefixes[at] == prefix:
             if self.entries[at]["id"].tobytes() == chunk:
                 return at
             at += 1
