@@ -41,6 +41,35 @@ histories = st.lists(
 )
 
 
+kinds = st.dictionaries(st.sampled_from(["os", "db"]), policies)
+
+
+@given(histories, policies, kinds)
+def test_whatever_kinds_want_nothing_that_is_needed_is_forgotten(points, policy, kinds):
+    complete = [point for point in points if point.complete]
+
+    once = [verdict.point for verdict in decide(points, policy, kinds=kinds) if verdict.kept]
+
+    assert not complete or max(complete, key=lambda point: point.taken) in once
+    assert all(verdict.kept for verdict in decide(once, policy, kinds=kinds))
+    for verdict in decide(points, policy, kinds=kinds):
+        covered = any(
+            one.taken > verdict.point.taken and one.components >= verdict.point.components for one in complete
+        )
+        assert verdict.kept or covered
+
+
+def test_components_of_a_kind_have_an_age_of_their_own():
+    whole = every(timedelta(days=1), 3, "os db.a")
+    dumps = [taken(BEGUN + timedelta(days=2, hours=number), "db.a") for number in range(1, 6)]
+
+    found = decide([*whole, *dumps], Policy(daily=2), kinds={"db": Policy(hourly=3)})
+
+    assert [bool(verdict.reasons) for verdict in found] == [False, True, True, False, False, True, True, True]
+    assert found[2].reasons == ("daily", "newest complete point")
+    assert found[-1].reasons == ("db hourly", "db newest complete point", "newest complete point")
+
+
 @given(histories, policies)
 def test_asked_again_it_forgets_nothing_more(points, policy):
     once = [verdict.point for verdict in decide(points, policy) if verdict.kept]

@@ -169,7 +169,7 @@ class ObjectLock(Model):
     """How long nothing can be deleted or overwritten."""
 
 
-class Retention(Model):
+class Ages(Model):
     """How many recovery points of each age to keep."""
 
     last: Annotated[int, Field(ge=0)] | None = None
@@ -184,6 +184,13 @@ class Retention(Model):
     """The newest point of each of so many months."""
     yearly: Annotated[int, Field(ge=0)] | None = None
     """The newest point of each of so many years."""
+
+
+class Retention(Ages):
+    """How many recovery points of each age to keep."""
+
+    kinds: dict[Kind, Ages] = {}
+    """Other numbers for components of a kind. A point stays while one of its components wants it."""
 
 
 class Place(Model):

@@ -18,6 +18,7 @@ _TITLES: Final = {
     "S3": "repository.s3",
     "ObjectLock": "repository.object_lock",
     "Retention": "repository.retention",
+    "Ages": "repository.retention.kinds",
     "KeyReference": "A reference to a secret",
     "ImagesHypervisor": "hypervisors: driver images",
     "LibvirtHypervisor": "hypervisors: driver libvirt",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet.document import Path
     from vmkeep.fleet.draft import Declared
-    from vmkeep.fleet.model import S3, Fleet, KeyReference, Place
+    from vmkeep.fleet.model import S3, Ages, Fleet, KeyReference, Place, Retention
 
 _FREE_LIMITS: Final = ("upload", "bandwidth")
 
@@ -131,9 +131,16 @@ def _store(fleet: Fleet) -> Iterator[Finding]:
         taken.setdefault(copy.store, f"copy {name}")
     if fleet.schedules.copy_ is not None and not repository.copies:
         yield Finding(("schedules", "copy"), "there is nowhere to copy to: say repository.copies")
-    if repository.retention is not None and not any(repository.retention.model_dump().values()):
-        message = "keeps nothing: say how many points to keep, for example last: 3"
-        yield Finding((*path, "retention"), message)
+    if repository.retention is not None:
+        yield from _retention(("repository", "retention"), repository.retention)
+
+
+def _retention(path: Path, retention: Retention) -> Iterator[Finding]:
+    everything: list[tuple[Path, Ages]] = [(path, retention)]
+    everything += [((*path, "kinds", str(kind)), ages) for kind, ages in retention.kinds.items()]
+    for where, ages in everything:
+        if not any(ages.model_dump().values()):
+            yield Finding(where, "keeps nothing: say how many points to keep, for example last: 3")
 
 
 def _place(path: Path, place: Place) -> Iterator[Finding]:

@@ -14,10 +14,11 @@ from vmkeep.repository import Unneeded
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from datetime import tzinfo
 
     from vmkeep.fleet import FleetFile
+    from vmkeep.fleet.model import Ages
     from vmkeep.operations.run import Run
     from vmkeep.planning import Step
     from vmkeep.repository import Collected, Point, Repository
@@ -52,8 +53,8 @@ def decide(file: FleetFile, repository: Repository, vm: str) -> list[Decided]:
     points = [point for point in repository.points(vm) if point.fleet == file.fleet.fleet]
     if rules is None:
         return [Decided(point, ("no retention is declared",)) for point in points]
-    policy = retention.Policy(**{name: count or 0 for name, count in rules.model_dump().items()})
-    return _of_vm(points, policy, _zone(file))
+    kinds = {str(kind): _policy(ages) for kind, ages in rules.kinds.items()}
+    return _of_vm(points, _policy(rules), kinds, _zone(file))
 
 
 def pruned_vms(file: FleetFile, repository: Repository) -> list[str]:
@@ -137,7 +138,15 @@ def _left(collected: Collected) -> Iterator[str]:
         )
 
 
-def _of_vm(points: Sequence[Point], policy: retention.Policy, zone: tzinfo) -> list[Decided]:
+def _policy(ages: Ages) -> retention.Policy:
+    return retention.Policy(
+        **{name: count or 0 for name, count in ages.model_dump(exclude={"kinds"}).items()}
+    )
+
+
+def _of_vm(
+    points: Sequence[Point], policy: retention.Policy, kinds: Mapping[str, retention.Policy], zone: tzinfo
+) -> list[Decided]:
     by_session = {point.session: point for point in points}
     candidates = [
         retention.Candidate(
@@ -147,7 +156,7 @@ def _of_vm(points: Sequence[Point], policy: retention.Policy, zone: tzinfo) -> l
     ]
     return [
         Decided(by_session[verdict.point.session], verdict.reasons)
-        for verdict in retention.decide(candidates, policy, zone)
+        for verdict in retention.decide(candidates, policy, zone, kinds)
     ]
 
 

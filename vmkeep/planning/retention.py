@@ -7,19 +7,24 @@ year loses nothing by that. A point pushes another out only if it is complete an
              db         complete: only the database was asked for; pushes out no point with an os
              os         partial, lacks db: counts for no rule
     oldest   os + db    complete
+
+Where components of a kind have rules of their own, each kind is looked at as if there were nothing else in
+the points, and a point stays if one of them keeps it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from datetime import tzinfo
 
 LAST: Final = "last"
+_NEWEST: Final = "newest complete point"
+_NO_BETTER: Final = "no newer complete point"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,12 @@ class Verdict:
         return bool(self.reasons)
 
 
-def decide(points: Iterable[Candidate], policy: Policy, zone: tzinfo = UTC) -> list[Verdict]:
+def decide(
+    points: Iterable[Candidate],
+    policy: Policy,
+    zone: tzinfo = UTC,
+    kinds: Mapping[str, Policy] | None = None,
+) -> list[Verdict]:
     """Return what is decided about each point of one VM, oldest first.
 
     Deciding again about those that are kept keeps all of them. The newest complete point that holds certain
@@ -69,30 +79,64 @@ def decide(points: Iterable[Candidate], policy: Policy, zone: tzinfo = UTC) -> l
 
     Args:
         zone: where days, weeks, months and years begin.
+        kinds: by kind of component, what counts for it instead of *policy*.
     """
     newest_first = sorted(points, key=lambda point: (point.taken, point.session), reverse=True)
-    verdicts = [
-        Verdict(point, tuple(_reasons(point, newest_first[:number], policy, zone)))
-        for number, point in enumerate(newest_first)
-    ]
-    return verdicts[::-1]
+    found: dict[str, list[str]] = {point.session: [] for point in newest_first}
+    for label, its_policy, parts in _by_kind(newest_first, policy, kinds or {}):
+        for number, point in enumerate(parts):
+            for reason in _reasons(point, parts[:number], its_policy, zone):
+                found[point.session].append(f"{label}{reason}")
+    if kinds:  # whole points, too: parts of several newer ones are of several moments
+        for number, point in enumerate(newest_first):
+            found[point.session] += _never_forgotten(point, _covering(point, newest_first[:number]))
+    return [Verdict(point, tuple(dict.fromkeys(found[point.session]))) for point in reversed(newest_first)]
+
+
+def _by_kind(
+    newest_first: Sequence[Candidate], policy: Policy, kinds: Mapping[str, Policy]
+) -> Iterator[tuple[str, Policy, list[Candidate]]]:
+    """Yield what to begin reasons with, a policy, and the points as if they held only what it is for."""
+    if not kinds:
+        yield "", policy, [*newest_first]
+        return
+    groups: dict[str | None, list[Candidate]] = {None: [], **{name: [] for name in kinds}}
+    for point in newest_first:
+        for group, parts in groups.items():
+            components = frozenset(one for one in point.components if _group(one, kinds) == group)
+            if components:
+                parts.append(replace(point, components=components))
+    for group, parts in groups.items():
+        yield f"{group} " if group else "", kinds[group] if group else policy, parts
+
+
+def _group(component: str, kinds: Mapping[str, Policy]) -> str | None:
+    kind = component.partition(".")[0]
+    return kind if kind in kinds else None
+
+
+def _covering(point: Candidate, newer: Sequence[Candidate]) -> list[Candidate]:
+    return [other for other in newer if other.complete and other.components >= point.components]
+
+
+def _never_forgotten(point: Candidate, covering: Sequence[Candidate]) -> Iterator[str]:
+    if not covering:
+        yield _NEWEST if point.complete else _NO_BETTER
 
 
 def _reasons(point: Candidate, newer: Sequence[Candidate], policy: Policy, zone: tzinfo) -> Iterable[str]:
     """Yield why *point* is kept; *newer* are all points behind it, newest first."""
-    covering = [other for other in newer if other.complete and other.components >= point.components]
+    covering = _covering(point, newer)
     if len(covering) < policy.last:
         yield LAST
     if not point.complete:
-        if not covering:
-            yield "no newer complete point"
+        yield from _never_forgotten(point, covering)
         return
     for name, period in _PERIODS.items():
         taken = {period(other.taken.astimezone(zone)) for other in covering}
         if len(taken) < getattr(policy, name) and period(point.taken.astimezone(zone)) not in taken:
             yield name
-    if not covering:
-        yield "newest complete point"
+    yield from _never_forgotten(point, covering)
 
 
 _PERIODS: Final[dict[str, Callable[[datetime], tuple[int, ...]]]] = {
