@@ -8,6 +8,7 @@ from vmkeep import fleet as fleets
 from vmkeep.errors import InputError
 from vmkeep.operations import repositories
 from vmkeep.operations.places import chosen, distance
+from vmkeep.operations.repair import mend
 from vmkeep.repository import Repository, generate_key_file
 from vmkeep.testing.site import FLEET, Site
 
@@ -113,6 +114,27 @@ def test_a_damaged_point_does_not_keep_the_others_from_being_copied(site):
 
     assert report.exit_code == 4
     assert [vm for vm, _ in originals(site, "nas")] == ["db1"]
+
+
+def test_what_is_damaged_is_repaired_from_a_copy(site):
+    saved_twice(site)
+    site.run("copy", copies=["nas"])
+    before = [site.digest("db1"), site.digest("db1", "data"), site.digest("app1")]
+    packs = [path for path in (site.folder / "repository" / "packs").rglob("*") if path.is_file()]
+    for pack in packs:
+        data = bytearray(pack.read_bytes())
+        data[len(data) // 2] ^= 1
+        pack.chmod(0o600)
+        pack.write_bytes(data)
+
+    outcome = mend(site.file)
+
+    assert len(outcome.found.broken) == len(packs)
+    assert outcome.left == ()
+    assert all(line.endswith("from nas") for line in outcome.repaired)
+    report = site.run("restore", overwrite=True, repository="primary")
+    assert report.exit_code == 0
+    assert [site.digest("db1"), site.digest("db1", "data"), site.digest("app1")] == before
 
 
 def test_a_copy_that_is_not_declared_is_refused(site):

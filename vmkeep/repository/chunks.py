@@ -114,7 +114,7 @@ class Chunks:
         """Read one run, and yield its chunks; damage is yielded, not raised.
 
         Args:
-            elsewhere: look for the chunks of a pack that is gone in others.
+            elsewhere: look for the chunks of a pack that is gone, and for damaged ones, in others.
 
         Raises:
             TemporaryError: the store is away.
@@ -126,14 +126,18 @@ class Chunks:
             view = memoryview(self._store.get(layout.pack(first.pack.name), first.offset, length))
         except NotFoundError:
             for each in run:
-                yield self._elsewhere(each) if elsewhere else _gone(each)
+                gone = _gone(each)
+                yield self._in_another_pack(gone, each.pack, newer=True) if elsewhere else gone
             return
         for each in run:
             at = each.offset - first.offset
             try:
                 yield Fetched(each.id, reader.chunk(view[at : at + RECORD.size + each.stored], each))
             except IntegrityError:
-                yield self._once_more(reader, each)
+                fetched = self._once_more(reader, each)
+                if fetched.damage is not None and elsewhere:
+                    fetched = self._in_another_pack(fetched, each.pack, newer=False)
+                yield fetched
 
     def fetch(self, chunks: Iterable[bytes], use: Callable[[Fetched], object]) -> None:
         """Read all *chunks* with several threads, and call *use* from these with each of them.
@@ -160,13 +164,21 @@ class Chunks:
         except (IntegrityError, NotFoundError) as error:
             return Fetched(location.id, b"", _damaged(location, str(error)))
 
-    def _elsewhere(self, gone: Location) -> Fetched:
-        """Return a chunk whose pack is gone: one that is needed again was stored anew since, in another."""
-        found = self._index(True).locate(gone.id)
-        if found is None or found.pack.name == gone.pack.name:
-            return _gone(gone)
-        (fetched,) = self.each_of([found])
-        return fetched
+    def _in_another_pack(self, unread: Fetched, pack: PackInfo, *, newer: bool) -> Fetched:
+        """Return a chunk from another pack that has it, the newest first; if there is none, as it is.
+
+        A chunk whose pack was collected was stored anew since, if it is needed; one that was damaged was
+        stored again by a repair.
+
+        Args:
+            newer: look into what was committed since the index was loaded.
+        """
+        for other in reversed(self._index(newer).copies(unread.id)):
+            if other.pack.name != pack.name:
+                (fetched,) = self.each_of([other], elsewhere=False)
+                if fetched.damage is None:
+                    return fetched
+        return unread
 
     def _reader(self, name: bytes) -> PackReader:
         with self._lock:

@@ -75,6 +75,24 @@ def repack(repository: Repository, needed: Needed, *, below: float, now: datetim
         return _Repack(repository, session, Spool(Path(folder))).run(chunks for chunks, _ in sparse)
 
 
+def commit(
+    repository: Repository, session: str, packs: Iterable[FinishedPack], replaced: Iterable[bytes]
+) -> bool:
+    """Let the uploaded *packs* of a session count; false: it was fenced, and nothing of it counts.
+
+    Args:
+        replaced: the names of packs whose chunks lie in these now.
+    """
+    store, keys = repository.store, repository.keys
+    key = layout.index(session)
+    body = Index.of_packs((pack.info, pack.entries) for pack in packs).encode()
+    # Nobody else has this name: an index that is there is ours.
+    store.put_if_absent(key, sealed.seal(keys, INDEX_KIND, key, body))
+    names = tuple(sorted(name.hex() for name in replaced))
+    decision = Decision(secrets.token_hex(16), None, repacked=names)
+    return decide(store, keys, layout.repacked(session), decision).nonce == decision.nonce
+
+
 class _Repack:
     def __init__(self, repository: Repository, session: str, spool: Spool) -> None:
         self._repository = repository
@@ -94,7 +112,7 @@ class _Repack:
             for_each(self._copy, packs, threads=TRANSFERS)
             self._finish()
             self._uploads.upload()
-            if self._finished and not self._commit():
+            if self._finished and not self._commit_all():
                 self._copied.clear()  # somebody took us for dead
         except BaseException:
             self._close()
@@ -168,14 +186,9 @@ class _Repack:
         self._finished.append(pack)
         self._uploads.add(pack.info)
 
-    def _commit(self) -> bool:
-        """Let the new packs count; false: we were fenced, and nothing of it counts."""
-        key = layout.index(self._session)
-        body = Index.of_packs((pack.info, pack.entries) for pack in self._finished).encode()
-        # Nobody else has this name: an index that is there is ours.
-        self._store.put_if_absent(key, sealed.seal(self._keys, INDEX_KIND, key, body))
-        decision = Decision(secrets.token_hex(16), None, repacked=tuple(sorted(self._copied)))
-        return self._decide(decision).nonce == decision.nonce
+    def _commit_all(self) -> bool:
+        names = map(bytes.fromhex, self._copied)
+        return commit(self._repository, self._session, self._finished, names)
 
     def _decide(self, decision: Decision) -> Decision:
         return decide(self._store, self._keys, layout.repacked(self._session), decision)

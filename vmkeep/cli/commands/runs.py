@@ -153,6 +153,23 @@ def verify(  # noqa: PLR0913  (each is an option)
     carry_out(request, Mode(direct=direct, as_json=json))
 
 
+def repair(
+    fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Read back all that is stored, and store again what is damaged, from the fleet's copies.
+
+    Nothing is changed or deleted: what is whole again is found beside what is broken, which 'vmkeep prune'
+    removes later. The data of the copy must give exactly what the recovery point names.
+    """
+    from vmkeep.cli.fleet_file import load
+    from vmkeep.cli.repair import repair as carry_out
+
+    carry_out(load(fleet), repository, as_json=json)
+
+
 def copy(
     targets: options.Targets = None,
     fleet: options.Fleet = options.FLEET_FILE,
@@ -205,6 +222,7 @@ def add_to(app: typer.Typer) -> None:
             "vmkeep verify --quick",
         )
     )(verify)
+    app.command(epilog=examples("vmkeep repair", "vmkeep repair --repository offsite"))(repair)
     app.command(
         epilog=examples("vmkeep copy", "vmkeep copy db1 --to offsite", "vmkeep points --repository offsite")
     )(copy)
