@@ -4,8 +4,8 @@
 
 Chunks are named by their content, so the same data gives the same names: what is whole is found and not
 stored again, and what is broken gets a new place that readers find. The trees that come out must be those
-that the recovery point names, or nothing counts. It ends like a rewriting of packs (see `repack`), and the broken
-packs go with the next collection, when nothing needs them any more. Nothing is changed or deleted here.
+that the recovery point names, or nothing counts. It ends like a rewriting of packs (see `repack`), and the
+broken packs go with the next collection, when nothing needs them any more. Nothing is changed or deleted.
 """
 
 from __future__ import annotations
