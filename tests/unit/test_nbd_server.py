@@ -16,9 +16,7 @@ from vmkeep.disks.nbd_device import NbdDevice
 from vmkeep.disks.nbd_negotiation import receive
 from vmkeep.disks.nbd_server import serving
 from vmkeep.errors import InputError, SourceError, TemporaryError
-from vmkeep.repository.read_disk import SavedDisk
-from vmkeep.stores import MemoryStore
-from vmkeep.testing.repositories import CHUNK, LEAF, BytesDisk, backup, small_repository
+from vmkeep.testing.repositories import CHUNK, LEAF, BytesDisk
 
 HOLES = bytes(CHUNK * LEAF)
 CONTENT = os.urandom(3 * CHUNK) + HOLES + os.urandom(CHUNK) + bytes(5 * CHUNK) + os.urandom(CHUNK + 512)
@@ -214,32 +212,3 @@ def test_a_socket_is_for_its_owner_only(path):
 def test_an_address_that_is_taken_is_a_clear_error(path):
     with pytest.raises(InputError, match="cannot serve NBD at"), serving({}, path):
         pass
-
-
-def test_a_recovery_point_is_served(tmp_path):
-    repository = small_repository(MemoryStore())
-    saved = backup(repository, tmp_path / "spool", {"root": CONTENT})
-    ref = saved.components["filesystems.root"].disks["root"]
-
-    with (
-        SavedDisk(ref, repository.trees) as disk,
-        serving({"root": disk}, tmp_path / "s"),
-        NbdDevice(tmp_path / "s", "root") as device,
-    ):
-        assert read(device, 0, len(CONTENT)) == CONTENT
-        assert list(device.extents()) == list(disk.extents())
-
-
-def test_a_saved_disk_that_is_read_in_order_is_fetched_once_and_ahead(tmp_path):
-    store = MemoryStore()
-    repository = small_repository(store)
-    saved = backup(repository, tmp_path / "spool", {"root": CONTENT})
-    fetched = []
-    get = repository.trees.chunks.get
-    repository.trees.chunks.get = lambda chunk: fetched.append(chunk) or get(chunk)
-
-    with SavedDisk(saved.components["filesystems.root"].disks["root"], repository.trees) as disk:
-        found = b"".join(read(disk, at, min(512, len(CONTENT) - at)) for at in range(0, len(CONTENT), 512))
-
-    assert found == CONTENT
-    assert len(fetched) == len(set(fetched))

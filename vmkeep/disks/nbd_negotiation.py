@@ -24,6 +24,7 @@ _FLAGS: Final = (
     | nbd.Transmission.SEND_CACHE
 )
 _CONTEXT: Final = 1
+_MOST_OPTIONS: Final = 128
 _PATIENCE_S: Final = 30.0
 """Who does not say what it wants by then does not want anything."""
 
@@ -53,10 +54,10 @@ def negotiate(connection: socket.socket, exports: Mapping[str, Readable]) -> Neg
     ours = nbd.Handshake.FIXED_NEWSTYLE | nbd.Handshake.NO_ZEROES
     connection.sendall(nbd.GREETING.pack(nbd.MAGIC, nbd.OPTION_MAGIC, ours))
     (theirs,) = struct.unpack(">I", receive(connection, 4))
-    if theirs & ~ours:
+    if theirs & ~int(ours):  # an inverted IntFlag would only have the flags that it knows
         raise ValueError(f"handshake flags {theirs:#x}")
     talk = _Talk(connection, exports, zeroes=not theirs & nbd.Handshake.NO_ZEROES)
-    while True:
+    for _ in range(_MOST_OPTIONS):
         magic, option, length = nbd.OPTION.unpack(receive(connection, nbd.OPTION.size))
         if magic != nbd.OPTION_MAGIC or length > nbd.MOST_OPTION:
             raise ValueError(f"an option that begins with {magic!r}, of {length} bytes")
@@ -64,6 +65,7 @@ def negotiate(connection: socket.socket, exports: Mapping[str, Readable]) -> Neg
         if over:
             connection.settimeout(None)
             return talk.agreed if talk.entered else None
+    raise ValueError(f"more than {_MOST_OPTIONS} options")
 
 
 class _Talk:
@@ -71,6 +73,8 @@ class _Talk:
         self._connection, self._exports, self._zeroes = connection, exports, zeroes
         self.agreed = Negotiated()
         self.entered = False
+        self._context_of: str | None = None
+        """The export for which the client chose the metadata context: for another it does not count."""
 
     def take(self, option: int, data: bytes) -> bool:
         """Answer one option; tell whether the negotiation is over."""
@@ -97,10 +101,14 @@ class _Talk:
         """Enter an export in the oldest way, which has no way to say that there is none."""
         name = data.decode("utf-8", "replace")
         if name in self._exports:
-            self.entered, self.agreed.export = True, name
+            self._enter(name)
             tail = bytes(124) if self._zeroes else b""
             self._connection.sendall(struct.pack(">QH", self._exports[name].size, _FLAGS) + tail)
         return True
+
+    def _enter(self, name: str) -> None:
+        self.entered, self.agreed.export = True, name
+        self.agreed.allocation = self._context_of == name
 
     def _list(self, option: int, data: bytes) -> None:
         if data:
@@ -130,7 +138,7 @@ class _Talk:
             self._reply(option, nbd.Reply.INFO, sizes)
         self._reply(option, nbd.Reply.ACK)
         if option == nbd.Option.GO:
-            self.entered, self.agreed.export = True, name
+            self._enter(name)
         return self.entered
 
     def _contexts(self, option: int, data: bytes) -> None:
@@ -144,7 +152,7 @@ class _Talk:
             return
         wanted = nbd.ALLOCATION in queries
         if option == nbd.Option.SET_META_CONTEXT:
-            self.agreed.allocation = wanted
+            self._context_of = name if wanted else None
         elif not queries or b"base:" in queries:
             wanted = True
         if wanted:

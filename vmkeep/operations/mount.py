@@ -7,8 +7,9 @@ repository -> SavedDisk -> NBD server ─┬─ any NBD client (QEMU, qemu-img, 
 from __future__ import annotations
 
 import contextlib
+import urllib.parse
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks import exports, scratch, storage_daemon
 from vmkeep.disks.nbd_server import serving
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet import FleetFile
     from vmkeep.repository import DiskRef, Point
+
+_PATIENCE_S: Final = 120.0
+"""How long a store may be away before whoever reads is told: guests do not take an error well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,10 @@ def mounted(file: FleetFile, target: str, session: str, where: Where) -> Iterato
         point = repository.point(vm, session)
         stack.enter_context(repository.reading(point))
         refs = _disks(point, only)
-        disks = {name: stack.enter_context(repository.open_disk(ref)) for name, ref in refs.items()}
+        disks = {
+            name: stack.enter_context(repository.open_disk(ref, patience_s=_PATIENCE_S))
+            for name, ref in refs.items()
+        }
         private = stack.enter_context(scratch.scratch_folder())
         address = where.address or private / "nbd.sock"
         stack.enter_context(serving(disks, address))
@@ -139,4 +146,4 @@ def _uri(name: str, address: Path | tuple[str, int]) -> str:
     if isinstance(address, tuple):
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         return f"nbd://{host}:{address[1]}/{name}"
-    return f"nbd+unix:///{name}?socket={address}"
+    return f"nbd+unix:///{name}?socket={urllib.parse.quote(str(address.absolute()))}"

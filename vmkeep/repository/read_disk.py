@@ -1,23 +1,26 @@
-"""A saved disk that can be read anywhere, without restoring it: fast enough to boot a VM from.
+"""A saved disk that can be read anywhere, without restoring it.
 
-read      [7)  [8)  [9) ...        in order: what follows is fetched ahead, several chunks at once
-kept      the chunks that were used last, opened and checked
+It reads ahead of whoever reads on, and remembers several places of that sort: a guest that boots reads files
+at many places of its disk at once.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks.device import Extent
-from vmkeep.errors import IntegrityError, SourceError
+from vmkeep.errors import IntegrityError, SourceError, TemporaryError
+from vmkeep.repository.chunk_cache import CAPACITY, ChunkCache
+from vmkeep.repository.crypto import ID_SIZE
 from vmkeep.repository.save_disk import HOLE
+from vmkeep.units import MiB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from types import TracebackType
     from typing import Self
 
@@ -25,28 +28,51 @@ if TYPE_CHECKING:
     from vmkeep.repository.manifest import DiskRef
     from vmkeep.repository.trees import Trees
 
-    _Chunk = Future[Buffer | None]
+_AT_ONCE: Final = 8 * MiB
+"""What one reader has in memory; a longer read is done in several steps."""
+_AHEAD: Final = 16 * MiB
+"""The farthest that is read ahead; it begins with one chunk, and doubles with each that was needed."""
+_PLACES: Final = 32
+"""Places from which somebody reads on, that are remembered."""
+_PAUSE_S: Final = (0.5, 8.0)
+"""The first and the longest pause before a store that is away is asked again."""
 
-_CHUNKS_KEPT: Final = 64
-"""With chunks of 1 MiB the most of the memory that a disk takes."""
-_LEAVES_KEPT: Final = 64
-_AHEAD: Final = 8
-"""Chunks that are fetched before they are asked for, once a disk is read in order."""
-_FETCHERS: Final = 4
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where somebody reads on."""
+
+    window: int
+    """How many chunks ahead of them are fetched."""
+    reached: int
+    """The last chunk that was fetched for them, or read by them."""
 
 
 class SavedDisk:
-    """A `DiskSource` over the chunks of a saved disk, also in parts. Safe to use from several threads."""
+    """A `DiskSource` over the chunks of a saved disk; every byte is checked before it is returned.
 
-    def __init__(self, ref: DiskRef, trees: Trees) -> None:
-        self._ref = ref
-        self._trees = trees
-        self._read_leaf = lru_cache(_LEAVES_KEPT)(lambda number: trees.disk_leaf(ref, number))
-        self._leaf_lock = threading.Lock()
+    Args:
+        capacity: Bytes of chunks that are kept; while they are fetched there are up to
+            `chunk_cache.AHEAD` times 16 MiB more, and 8 MiB for each reader.
+        patience_s: How long a reader waits for a store that is away.
+    """
+
+    def __init__(
+        self,
+        ref: DiskRef,
+        trees: Trees,
+        *,
+        capacity: int = CAPACITY,
+        patience_s: float = 0.0,
+    ) -> None:
+        self._ref, self._trees = ref, trees
+        self._cache = ChunkCache(trees.chunks, capacity=capacity)
+        self._patience_s = patience_s
+        self._last = (ref.size - 1) // ref.chunk_size
+        self._closed = threading.Event()
         self._lock = threading.Lock()
-        self._kept: OrderedDict[int, _Chunk] = OrderedDict()
-        self._last = -1
-        self._pool: ThreadPoolExecutor | None = None
+        self._places: OrderedDict[int, _Place] = OrderedDict()
+        """By the chunk that was read last."""
 
     @property
     def size(self) -> int:
@@ -66,8 +92,7 @@ class SavedDisk:
         size, end = self._ref.chunk_size, min(start + length, self.size)
         begun = None
         for number in range(start // size, -(-end // size)):
-            leaf, below = divmod(number, self._trees.fan)
-            if self._name(leaf, below) != HOLE:
+            if self._id(number) != HOLE:
                 begun = max(start, number * size) if begun is None else begun
             elif begun is not None:
                 yield Extent(begun, number * size - begun)
@@ -81,28 +106,20 @@ class SavedDisk:
         Raises:
             SourceError: the range is not inside the disk.
             IntegrityError: a chunk is missing or damaged.
+            TemporaryError: the store is away, longer than our patience.
         """
         if offset < 0 or offset + len(buffer) > self._ref.size:
             raise SourceError(
                 f"a saved disk of {self._ref.size} bytes was asked for {len(buffer)} at {offset}"
             )
-        size, done = self._ref.chunk_size, 0
-        while done < len(buffer):
-            number, inside = divmod(offset + done, size)
-            length = min(size - inside, len(buffer) - done)
-            data = self._chunk(number)
-            buffer[done : done + length] = (
-                bytes(length) if data is None else memoryview(data)[inside : inside + length]
-            )
-            done += length
+        for start in range(0, len(buffer), _AT_ONCE):
+            part = buffer[start : start + _AT_ONCE]
+            self._read(offset + start, part)
 
     def close(self) -> None:
-        """Forget the chunks that were kept, and fetch none any more; a second call does nothing."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-            self._kept.clear()
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
+        """Forget the chunks that were kept; a second call does nothing."""
+        self._closed.set()
+        self._cache.close()
 
     def __enter__(self) -> Self:
         return self
@@ -112,53 +129,71 @@ class SavedDisk:
     ) -> None:
         self.close()
 
-    def _name(self, leaf: int, below: int) -> bytes:
-        """Return the id of a chunk; several threads that want one leaf fetch it once."""
-        if self._ref.leaves[leaf] == HOLE:
-            return HOLE
-        with self._leaf_lock:
-            return self._read_leaf(leaf)[below]
+    def _read(self, offset: int, buffer: memoryview) -> None:
+        size = self._ref.chunk_size
+        first, last = offset // size, (offset + len(buffer) - 1) // size
+        ids = [self._id(number) for number in range(first, last + 1)]
+        self._read_ahead(first, last)
+        chunks = self._get((name for name in ids if name != HOLE), first)
+        done = 0
+        for number, name in enumerate(ids, first):
+            inside = offset + done - number * size
+            length = min(size - inside, len(buffer) - done)
+            buffer[done : done + length] = (
+                bytes(length) if name == HOLE else memoryview(chunks[name])[inside : inside + length]
+            )
+            done += length
 
-    def _chunk(self, number: int) -> Buffer | None:
-        """Return the bytes of a chunk; `None`: all zeros."""
-        with self._lock:
-            chunk, ours = self._place(number)
-            in_order, self._last = number == self._last + 1, number
-            if in_order:
-                self._fetch_ahead(number + 1)
-        if ours:
-            self._fetch(number, chunk)
-        return chunk.result()
-
-    def _place(self, number: int) -> tuple[_Chunk, bool]:
-        """Return where a chunk's bytes come, and whether it is on the caller to fetch them."""
-        chunk = self._kept.get(number)
-        if chunk is not None and not (chunk.done() and chunk.exception() is not None):
-            self._kept.move_to_end(number)
-            return chunk, False
-        chunk = self._kept[number] = Future()
-        self._kept.move_to_end(number)
-        while len(self._kept) > _CHUNKS_KEPT:
-            self._kept.popitem(last=False)
-        return chunk, True
-
-    def _fetch_ahead(self, start: int) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="ahead")
-        for number in range(start, min(start + _AHEAD, -(-self.size // self._ref.chunk_size))):
-            chunk, ours = self._place(number)
-            if ours:
-                self._pool.submit(self._fetch, number, chunk)
-
-    def _fetch(self, number: int, chunk: _Chunk) -> None:
+    def _id(self, number: int) -> bytes:
+        """Return the id of a chunk of the disk; `HOLE` where it is zeros."""
         leaf, below = divmod(number, self._trees.fan)
-        try:
-            name = self._name(leaf, below)
-            chunk.set_result(None if name == HOLE else self._trees.chunks.get(name))
-        except IntegrityError as error:
-            at = number * self._ref.chunk_size
-            found = IntegrityError(f"a saved disk cannot be read at {at}: {error}")
-            found.__cause__ = error
-            chunk.set_exception(found)
-        except BaseException as error:  # noqa: BLE001  (who waits for the chunk is told)
-            chunk.set_exception(error)
+        name = self._ref.leaves[leaf]
+        if name == HOLE:
+            return HOLE
+        start, end = self._trees.disk_span(self._ref, leaf)
+        data = self._get([name], number)[name]
+        if len(data) != -(-(end - start) // self._ref.chunk_size) * ID_SIZE:
+            raise IntegrityError(f"leaf {leaf} of a saved disk has {len(data)} bytes, which is wrong")
+        return bytes(data[below * ID_SIZE : (below + 1) * ID_SIZE])
+
+    def _get(self, names: Iterable[bytes], number: int) -> dict[bytes, Buffer]:
+        """Return chunks; a store that is away is asked again until our patience is over."""
+        wanted = list(names)
+        deadline = time.monotonic() + self._patience_s
+        pause = _PAUSE_S[0]
+        while True:
+            try:
+                return self._cache.get(wanted)
+            except IntegrityError as error:
+                at = number * self._ref.chunk_size
+                raise IntegrityError(f"a saved disk cannot be read at {at}: {error}") from error
+            except TemporaryError:
+                if time.monotonic() + pause > deadline or self._closed.wait(pause):
+                    raise
+                pause = min(2 * pause, _PAUSE_S[1])
+
+    def _read_ahead(self, first: int, last: int) -> None:
+        """Fetch what comes next, for somebody who reads on from where they were."""
+        with self._lock:
+            place = self._places.pop(first, None)
+            before = self._places.pop(first - 1, None) if place is None else None
+            moved = before is not None or last > first
+            place = place or before or _Place(0, last)
+            if moved:
+                most = max(1, _AHEAD // self._ref.chunk_size)
+                place = _Place(min(max(1, 2 * place.window), most), max(place.reached, last))
+            start = place.reached + 1
+            wanted = moved and start - last <= (place.window + 1) // 2
+            if wanted:
+                place = _Place(place.window, min(last + place.window, self._last))
+            self._places[last] = place
+            if len(self._places) > _PLACES:
+                self._places.popitem(last=False)
+        if wanted and place.reached >= start:
+            self._cache.ahead(lambda: self._ids_ahead(start, place.reached))
+
+    def _ids_ahead(self, first: int, last: int) -> Iterator[bytes]:
+        for number in range(first, last + 1):
+            name = self._id(number)
+            if name != HOLE:
+                yield name

@@ -268,9 +268,13 @@ class Repository:
         """
         restore_disk(ref, target, self.trees, what=what, progress=progress)
 
-    def open_disk(self, ref: DiskRef) -> SavedDisk:
-        """Open a saved disk for reading anywhere in it."""
-        return SavedDisk(ref, self.trees)
+    def open_disk(self, ref: DiskRef, *, patience_s: float = 0.0) -> SavedDisk:
+        """Open a saved disk for reading anywhere in it.
+
+        Args:
+            patience_s: how long a reader waits for a store that is away.
+        """
+        return SavedDisk(ref, self.trees, patience_s=patience_s)
 
     def read_stream(self, ref: StreamRef, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of a stream from *start*, in blocks of any size.
