@@ -1,8 +1,12 @@
 """Servers that many tests share."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
 
+from vmkeep.testing.libvirtd import libvirtd as run_libvirtd
 from vmkeep.testing.seaweed import seaweed as run_seaweed
 
 # How long an example takes says nothing on a machine that does other things, too.
@@ -15,3 +19,23 @@ def seaweed(tmp_path_factory):
     """A SeaweedFS server, started by the first test that needs it."""
     with run_seaweed(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def libvirt_daemon():
+    """A libvirt daemon of the tests' own, started by the first test that needs it."""
+    # Sockets lie in it, whose paths may be 107 bytes long: a test's own folder is too deep.
+    with (
+        tempfile.TemporaryDirectory(prefix="vmkeep-libvirtd.") as folder,
+        run_libvirtd(Path(folder)) as server,
+    ):
+        yield server
+
+
+@pytest.fixture
+def libvirtd(libvirt_daemon):
+    """The libvirt daemon, without VMs, with a storage pool `default`."""
+    libvirt_daemon.clear()
+    libvirt_daemon.define_pool("default")
+    yield libvirt_daemon
+    libvirt_daemon.clear()

@@ -3,6 +3,7 @@
 import pytest
 
 from vmkeep.hypervisors.images import ImagesHypervisor
+from vmkeep.hypervisors.libvirt.driver import LibvirtHypervisor
 from vmkeep.hypervisors.memory import MemoryHypervisor
 from vmkeep.testing.guests import write_into
 from vmkeep.testing.hypervisors import HypervisorContract
@@ -30,3 +31,18 @@ class TestImagesHypervisor(HypervisorContract):
 
     def write(self, hypervisor, name, data):  # noqa: ARG002
         write_into(self.path / name / "root.raw", 0, data)
+
+
+@pytest.mark.integration
+class TestLibvirtHypervisor(HypervisorContract):
+    @pytest.fixture(autouse=True)
+    def daemon(self, libvirtd):
+        self.libvirtd = libvirtd
+        for network in ("lan", "dmz"):
+            libvirtd.define_network(network)
+
+    def open(self):
+        return LibvirtHypervisor("rack", self.libvirtd.uri, sockets=self.libvirtd.sockets)
+
+    def write(self, hypervisor, name, data):
+        write_into(hypervisor.images(name)[0].path, 0, data)

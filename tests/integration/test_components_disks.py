@@ -45,8 +45,9 @@ class Bench:
         machine = self.machine("db1")
         with GuestFiles(self.hypervisor, machine) as files:
             context = SaveContext(
-                "db1", self.vm, component, self.hypervisor, machine, self.chunks, files, self.folder, parent
-            )
+                "db1", self.vm, component, self.hypervisor, machine, self.chunks, files, self.folder,
+                parents=(parent,) if parent else (),
+            )  # fmt: skip
             return open_component("db1", self.vm, component).save(context)
 
     def restore(self, name, saved, **how):

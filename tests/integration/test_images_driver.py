@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -16,7 +17,7 @@ from vmkeep.disks import images, journal, locking, qemu_img, scratch
 from vmkeep.disks.raw import RawSource
 from vmkeep.errors import InputError, SourceChangedError, SourceError, UnsupportedError
 from vmkeep.fleet.model import ImagesHypervisor as ImagesConfig
-from vmkeep.fleet.model import LibvirtHypervisor
+from vmkeep.fleet.model import KeyReference, LibvirtHypervisor, VsphereHypervisor
 from vmkeep.hypervisors import open as opening
 from vmkeep.hypervisors.images import ImagesHypervisor
 from vmkeep.testing.disks import read
@@ -227,9 +228,17 @@ def test_a_relative_path_starts_at_the_fleet_file(tmp_path):
 
 
 def test_a_driver_of_a_later_version_is_refused(tmp_path):
+    config = VsphereHypervisor(driver="vsphere", host="vc.example", credentials=KeyReference(env="SECRET"))
+
+    with pytest.raises(UnsupportedError, match="driver vsphere"):
+        opening.open_hypervisor("dc1", config, tmp_path)
+
+
+def test_a_driver_whose_python_module_is_missing_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vmkeep.hypervisors.libvirt.driver", None)
     config = LibvirtHypervisor(driver="libvirt", uri="qemu:///system")
 
-    with pytest.raises(UnsupportedError, match="driver libvirt"):
+    with pytest.raises(UnsupportedError, match="pip install"):
         opening.open_hypervisor("rack", config, tmp_path)
 
 

@@ -84,6 +84,12 @@ def _lines(point: Point) -> Iterator[Text]:
     yield Text(f"sealed       {local_time(point.sealed)}")
     yield Text(f"run          {point.run} of fleet {point.fleet}")
     yield Text(f"consistency  {point.consistency}, group {point.group}")
+    if point.frozen or point.skew:
+        yield Text(
+            f"stood still  {format_duration(point.frozen)}, captured within {format_duration(point.skew)}"
+        )
+    for remark in point.remarks:
+        yield Text(f"remark       {remark}", "yellow")
     yield Text(f"parent       {point.parent or 'none'}")
     for component, reason in point.missing.items():
         yield Text(f"PARTIAL      lacks {component}: {reason}", "bold red")
@@ -116,6 +122,9 @@ def _all(point: Point) -> dict[str, Any]:
         "sealed": point.sealed,
         "fleet": point.fleet,
         "parent": point.parent,
+        "frozen": point.frozen,
+        "skew": point.skew,
+        "remarks": [*point.remarks],
         "components": {name: _component(saved) for name, saved in point.components.items()},
         "definition": point.definition,
         "instructions": point.instructions,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from vmkeep.components.guest import GuestFiles
@@ -76,8 +76,8 @@ class SaveContext:
     """The VM's file systems, opened when first used; components of a VM may share them."""
     scratch: Path
     """A private folder for large temporary files."""
-    parent: SavedComponent | None = None
-    """The same component in an earlier recovery point."""
+    parents: Sequence[SavedComponent] = ()
+    """The same component in earlier recovery points, newest first."""
     progress: Callable[[int], None] = field(default=_ignore)
 
 

@@ -1,4 +1,4 @@
-"""The file systems of a powered-off VM as one tree, put together as the guest itself mounts them."""
+"""The file systems of a VM as one tree, put together as the guest itself mounts them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.exports import ExportedDisk, Volume
     from vmkeep.disks.partitions import Partition
-    from vmkeep.hypervisors.base import Hypervisor, MachineState
+    from vmkeep.hypervisors.base import DiskState, Hypervisor, MachineState
 
 _ROOT_SIGNS: Final = (b"/etc/fstab", b"/etc/os-release", b"/usr/lib/os-release")
 
@@ -111,13 +111,13 @@ class GuestFiles:
     @contextlib.contextmanager
     def _open(self) -> Iterator[OpenedGuest]:
         name = self._machine.vm
-        if not all(state.path for state in self._machine.disks):
+        if not self._machine.socket and not all(state.path for state in self._machine.disks):
             raise UnsupportedError(
                 f"VM {name}: its disks are no files here, so no files can be taken out of them"
             )
         with scratch.scratch_folder() as folder:
             disks = [
-                (Image(state.name, Path(state.path), state.format), folder / f"overlay-{index}.qcow2")
+                (_image(self._machine, state), folder / f"overlay-{index}.qcow2")
                 for index, state in enumerate(self._machine.disks)
             ]
             with _opened(name, disks, folder=folder, kernel_mounts=self._kernel_mounts) as opened:
@@ -165,7 +165,7 @@ def _opened(
 ) -> Iterator[OpenedGuest]:
     """Mount the guest's files; *verify* checks the file systems when they are unmounted again."""
     with exports.exported(disks, folder=folder, what=f"VM {name}") as found:
-        marks = tuple(fingerprint.fingerprint(disk.files) for disk in found)
+        marks = tuple(fingerprint.fingerprint(disk.files) if disk.files else "" for disk in found)
         with contextlib.ExitStack() as stack:
             assembly = _Assembly(name, found, stack, kernel_mounts=kernel_mounts)
             yield OpenedGuest(name, found, marks, assembly.tree())
@@ -175,7 +175,16 @@ def _opened(
                 mounts.check_ext(volume, what=f"VM {name}: {where}, after the restore")
 
 
+def _image(machine: MachineState, disk: DiskState) -> Image:
+    """Return where a disk can be read as it was at the snapshot."""
+    if disk.export:
+        return Image(disk.name, Path(machine.socket), "raw", disk.export)
+    return Image(disk.name, Path(disk.path), disk.format)
+
+
 def _check(name: str, disk: ExportedDisk, mark: str) -> None:
+    if not disk.files:
+        return  # the NBD server itself holds what it was
     what = f"VM {name}: disk {disk.image.disk} ({disk.image.path})"
     fingerprint.check(disk.files, mark, what=what)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from vmkeep.disks import fingerprint
 from vmkeep.errors import InputError, NotFoundError
 from vmkeep.repository.manifest import SavedComponent, Stats
 
@@ -16,15 +15,18 @@ if TYPE_CHECKING:
     from vmkeep.hypervisors.base import DiskState
     from vmkeep.repository.manifest import DiskRef
 
+MARK: Final = "mark."
+"""Before a disk's name: the fact that a later backup asks for the changes since by."""
+
 
 def save_disks(context: SaveContext, disks: Sequence[str], facts: Mapping[str, str]) -> SavedComponent:
-    """Save *disks* whole; holes are not read, and an image that nobody touched since is not read at all."""
+    """Save *disks* whole; holes are not read, nor what is known to be as in an earlier point."""
     refs, stats = {}, Stats()
     described = dict(facts)
     for state in context.machine.disks:
         if state.name not in disks:
             continue
-        parent, changed = _inherited(context.parent, state)
+        parent, changed = _inherited(context, state)
         with context.hypervisor.open_disk(context.machine, state.name) as source:
             # The block ends only if the disk stayed what it was at the snapshot.
             refs[state.name], cost = context.writer.save_disk(
@@ -32,19 +34,26 @@ def save_disks(context: SaveContext, disks: Sequence[str], facts: Mapping[str, s
             )
         stats += cost
         described[f"format.{state.name}"] = state.format
-        described[f"fingerprint.{state.name}"] = state.fingerprint
+        if state.mark:
+            described[f"{MARK}{state.name}"] = state.mark
     return SavedComponent(context.component, disks=refs, facts=described, stats=stats)
 
 
-def _inherited(
-    parent: SavedComponent | None, state: DiskState
-) -> tuple[DiskRef | None, tuple[Extent, ...] | None]:
-    """Return the disk in an earlier point, and what may have changed since: nothing, or unknown (None)."""
-    ref = parent.disks.get(state.name) if parent else None
-    if parent is None or ref is None or ref.size != state.size:
-        return ref, None
-    same = parent.facts.get(f"fingerprint.{state.name}") == state.fingerprint
-    return ref, () if same and fingerprint.proves_content(state.fingerprint) else None
+def mark_of(saved: SavedComponent, disk: str) -> str:
+    """Return the mark that a disk had when it was saved, or nothing."""
+    return saved.facts.get(f"{MARK}{disk}", "")
+
+
+def _inherited(context: SaveContext, state: DiskState) -> tuple[DiskRef | None, Sequence[Extent] | None]:
+    """Return the disk in an earlier point, and what may have changed since; of none, if it is not known."""
+    for parent in context.parents:
+        ref, mark = parent.disks.get(state.name), mark_of(parent, state.name)
+        if ref is None or not mark or ref.size != state.size:
+            continue
+        changed = context.hypervisor.changed(context.machine, state.name, mark)
+        if changed is not None:
+            return ref, changed
+    return None, None
 
 
 def restore_disks(context: RestoreContext, saved: SavedComponent) -> None:

@@ -27,13 +27,16 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """The file that a VM's disk lies in."""
+    """The file that a VM's disk lies in, or the NBD server that shows it."""
 
     disk: str
     """The disk's name."""
     path: Path
+    """The file, or the server's unix socket."""
     format: str
     """`raw`, `qcow2`, `vmdk` or `vhdx`."""
+    export: str = ""
+    """What the NBD server calls the disk; empty for a file."""
 
 
 class DiskSource(Protocol):

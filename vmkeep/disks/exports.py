@@ -3,7 +3,8 @@
     image <-backing- overlay (qcow2) <- a window on each partition <-FUSE export- volume-0-1 (a raw file)
 
 Whatever is written to the files, also a replay of a journal, stays in the overlay. The image is locked
-against virtual machines and never written here.
+against virtual machines and never written here. In its place there may be an NBD server that shows the disk
+of a running VM as it was at a snapshot.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.disks import images, locking, qemu_img, storage_daemon
+from vmkeep.disks.nbd_device import NbdDevice
 from vmkeep.disks.partitions import Partition, read_partitions
 from vmkeep.errors import SourceError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vmkeep.disks.device import Image
+    from vmkeep.disks.device import DiskSource, Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class ExportedDisk:
     image: Image
     overlay: Path
     files: tuple[Path, ...]
-    """All files the image's content lies in."""
+    """All files the image's content lies in; none for what an NBD server shows."""
     volumes: tuple[Volume, ...] = ()
     """Its partitions with something in them; one for a disk without a partition table."""
 
@@ -88,20 +90,31 @@ def require_fuse() -> None:
 def _open(image: Image, overlay: Path, prefix: Path, what: str, stack: contextlib.ExitStack) -> ExportedDisk:
     """Lock an image, make its overlay, and look what is in it."""
     name = f"{what}: disk {image.disk}"
-    shape = images.inspect(image.path, image.format, what=name)
-    stack.enter_context(locking.locked(image.path, what=f"{name} ({image.path})"))
-    with images.reader(image.path, image.format, what=name) as source:
-        try:
-            partitions = read_partitions(source)
-        except SourceError as error:
-            raise SourceError(f"{name}: {error}") from error
-    qemu_img.create(overlay, "qcow2", shape.size, backing=(image.path, image.format))
+    files: tuple[Path, ...] = ()
+    if image.export:
+        with NbdDevice(image.path, image.export) as device:
+            partitions = _partitions(device, name)
+        qemu_img.create(overlay, "qcow2", device.size)
+    else:
+        shape = images.inspect(image.path, image.format, what=name)
+        files = shape.files
+        stack.enter_context(locking.locked(image.path, what=f"{name} ({image.path})"))
+        with images.reader(image.path, image.format, what=name) as source:
+            partitions = _partitions(source, name)
+        qemu_img.create(overlay, "qcow2", shape.size, backing=(image.path, image.format))
     volumes = []
     for partition in partitions:
         if partition.filesystem is not None:
             volumes.append(Volume(partition, Path(f"{prefix}-{partition.number}")))
             volumes[-1].path.touch()
-    return ExportedDisk(image, overlay, shape.files, tuple(volumes))
+    return ExportedDisk(image, overlay, files, tuple(volumes))
+
+
+def _partitions(source: DiskSource, name: str) -> list[Partition]:
+    try:
+        return [*read_partitions(source)]
+    except SourceError as error:
+        raise SourceError(f"{name}: {error}") from error
 
 
 def _nodes(disk: ExportedDisk) -> Iterator[dict[str, Any]]:
@@ -113,8 +126,7 @@ def _nodes(disk: ExportedDisk) -> Iterator[dict[str, Any]]:
     # Node names are ours: a disk may be called anything.
     name = f"disk-{disk.overlay.stat().st_ino}"
     overlay = storage_daemon.image_node(name, disk.overlay, "qcow2", writable=True)
-    base = storage_daemon.image_node(f"base-{name}", disk.image.path, disk.image.format, writable=False)
-    yield overlay | {"backing": base}
+    yield overlay | {"backing": _base(f"base-{name}", disk.image)}
     for volume in disk.volumes:
         yield {
             "driver": "raw",
@@ -124,6 +136,13 @@ def _nodes(disk: ExportedDisk) -> Iterator[dict[str, Any]]:
             "discard": "unmap",
             "file": name,
         }
+
+
+def _base(name: str, image: Image) -> dict[str, Any]:
+    if not image.export:
+        return storage_daemon.image_node(name, image.path, image.format, writable=False)
+    server = {"type": "unix", "path": str(image.path)}
+    return {"driver": "nbd", "node-name": name, "server": server, "export": image.export, "read-only": True}
 
 
 def _export(volume: Volume) -> dict[str, Any]:

@@ -66,8 +66,11 @@ _CHUNK_ERROR: Final = 1 << 15
 _SIMPLE_REPLY: Final = 0x7FFF  # ours: no chunk type, and never right as the answer to a read
 _MAX_ERROR_CHUNK: Final = 64 * KiB
 # "base:allocation" metadata context: bit 1 says that the range reads as zeros.
-_CONTEXT: Final = b"base:allocation"
+ALLOCATION: Final = "base:allocation"
 _STATE_ZERO: Final = 2
+# See: QEMU, docs/interop/nbd.txt: bit 0 says that the range is dirty.
+DIRTY_BITMAP: Final = "qemu:dirty-bitmap:"
+_STATE_DIRTY: Final = 1
 # A server must take 32 MiB in a read or write ("Block size constraints"); status and zeroing take
 # any 32-bit length, of which we use a part that is a multiple of every alignment.
 _MAX_PAYLOAD: Final = 32 * MiB
@@ -93,8 +96,11 @@ class _Read:
 class NbdConnection:
     """A negotiated connection. After an error other than one the server reported it is `broken`."""
 
-    def __init__(self, path: Path, export: str, *, timeout_s: float) -> None:
+    def __init__(self, path: Path, export: str, *, timeout_s: float, context: str = ALLOCATION) -> None:
         """Connect to the unix socket *path* and enter *export*.
+
+        Args:
+            context: What `status` tells: `ALLOCATION`, or `DIRTY_BITMAP` and the name of a bitmap.
 
         Raises:
             TemporaryError: nobody answers in time.
@@ -105,7 +111,8 @@ class NbdConnection:
         self.size = 0
         self._flags = 0
         self._cookie = 0
-        self._knows_holes = False
+        self._context = context
+        self._knows_context = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._socket.settimeout(timeout_s)
@@ -121,9 +128,9 @@ class NbdConnection:
         return not self._flags & _READ_ONLY
 
     @property
-    def knows_holes(self) -> bool:
+    def knows_context(self) -> bool:
         """Whether the server answers `status`."""
-        return self._knows_holes
+        return self._knows_context
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill *buffer* from *offset*; several parts are under way at once."""
@@ -164,7 +171,7 @@ class NbdConnection:
             self._finish(self._send(_FLUSH, 0, 0), "flush", 0)
 
     def status(self, offset: int, length: int) -> list[tuple[Extent, bool]]:
-        """Return the server's extents from *offset* on, each with whether it may hold data.
+        """Return the server's extents from *offset* on, each with whether it may hold data, or is dirty.
 
         They may cover less than was asked, but never nothing; the last is cut where it is too long.
         """
@@ -205,9 +212,10 @@ class NbdConnection:
         self._send_all(struct.pack(">I", _FIXED_NEWSTYLE | flags & _NO_ZEROES))
         if self._option(_OPT_STRUCTURED_REPLY, b"") is None:
             raise SourceError(f"{self._where}: the server cannot do structured replies, which vmkeep needs")
-        query = struct.pack(">I", len(export)) + export + struct.pack(">II", 1, len(_CONTEXT)) + _CONTEXT
+        context = self._context.encode()
+        query = struct.pack(">I", len(export)) + export + struct.pack(">II", 1, len(context)) + context
         replies = self._option(_OPT_SET_META_CONTEXT, query) or []
-        self._knows_holes = any(kind == _REP_META_CONTEXT and body[4:] == _CONTEXT for kind, body in replies)
+        self._knows_context = any(kind == _REP_META_CONTEXT and body[4:] == context for kind, body in replies)
         information = self._option(_OPT_GO, struct.pack(">I", len(export)) + export + struct.pack(">H", 0))
         if information is None:
             raise SourceError(f"{self._where}: the server does not have this export")
@@ -301,7 +309,8 @@ class NbdConnection:
         for size, state in struct.iter_unpack(">II", payload[4:]):
             if size == 0 or offset >= end:
                 break
-            found.append((Extent(offset, min(size, end - offset)), not state & _STATE_ZERO))
+            yes = bool(state & _STATE_DIRTY) if self._context != ALLOCATION else not state & _STATE_ZERO
+            found.append((Extent(offset, min(size, end - offset)), yes))
             offset += size
         return found
 
@@ -366,19 +375,19 @@ class NbdConnection:
 
 
 def data_extents(connection: NbdConnection, size: int) -> Iterator[Extent]:
-    """Yield the ranges of an export that may hold data, in order and merged."""
-    if not connection.knows_holes:
+    """Yield the ranges of an export that may hold data, or are dirty, in order and merged."""
+    if not connection.knows_context:
         if size:
             yield Extent(0, size)
         return
     offset = 0
     pending: Extent | None = None
     while offset < size:
-        for extent, has_data in connection.status(offset, size - offset):
+        for extent, marked in connection.status(offset, size - offset):
             offset = extent.end
-            if has_data and pending is not None and pending.end == extent.start:
+            if marked and pending is not None and pending.end == extent.start:
                 pending = Extent(pending.start, pending.length + extent.length)
-            elif has_data:
+            elif marked:
                 if pending is not None:
                     yield pending
                 pending = extent

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.disks.nbd import NbdConnection, data_extents
+from vmkeep.disks.nbd import DIRTY_BITMAP, NbdConnection, data_extents
 from vmkeep.errors import SourceError
 
 if TYPE_CHECKING:
@@ -59,6 +59,19 @@ class NbdDevice:
         """Yield what the server does not report as zeros, in order and merged."""
         with self._connection() as connection:
             yield from data_extents(connection, self._size)
+
+    def dirty(self, bitmap: str) -> list[Extent]:
+        """Return the ranges that are marked in a dirty bitmap of the server, in order and merged.
+
+        Raises:
+            SourceError: the server does not have it.
+        """
+        context = f"{DIRTY_BITMAP}{bitmap}"
+        connection = NbdConnection(self._path, self._export, timeout_s=self._timeout_s, context=context)
+        with contextlib.closing(connection):
+            if not connection.knows_context:
+                raise SourceError(f"NBD server {self._path}, export {self._export!r}: it has no {context}")
+            return [*data_extents(connection, self._size)]
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill *buffer* from *offset*; all of it, or raise."""

@@ -36,8 +36,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
         parent: Where; by default the folder for temporary files. Keep it short: sockets lie in it.
     """
     where = parent or Path(tempfile.gettempdir())
-    pid = os.getpid()
-    folder = Path(tempfile.mkdtemp(prefix=f"vmkeep-{pid}-{_started(pid)}-", dir=where))
+    folder = Path(tempfile.mkdtemp(prefix=f"{owner()}-", dir=where))
     lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
@@ -45,6 +44,18 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
     finally:
         _remove(folder)
         os.close(lock)
+
+
+def owner() -> str:
+    """Return what the names of things that belong to this process begin with."""
+    pid = os.getpid()
+    return f"vmkeep-{pid}-{_started(pid)}"
+
+
+def is_orphan(name: str) -> bool:
+    """Tell whether *name* begins with an `owner` that is no more; other names belong to someone else."""
+    match = _NAME.match(name)
+    return match is not None and not _owner_is_alive(match[1], match[2])
 
 
 def reap(parent: Path | None = None) -> list[Path]:

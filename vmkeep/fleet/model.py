@@ -242,6 +242,10 @@ class LibvirtHypervisor(Model):
     """What speaks to it."""
     uri: str
     """As `virsh --connect` takes it."""
+    sockets: Path | None = None
+    """The folder of the sockets that running VMs are read through; by default each VM's own in libvirt."""
+    kernel_mounts: bool = False
+    """Let the host's kernel mount guest file systems that have no user-space driver (needs root)."""
 
 
 class VsphereHypervisor(Model):

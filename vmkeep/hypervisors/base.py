@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmkeep.disks.device import DiskSource, DiskTarget, Image
+    from vmkeep.disks.device import DiskSource, DiskTarget, Extent, Image
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
 
@@ -23,6 +23,8 @@ class Change:
     """`None`: it does not exist and is created."""
     declared: str
     applied: bool = False
+    pending: bool = False
+    """Whether a VM that runs takes it up only when it is started the next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,16 @@ class DiskState:
     """Virtual size in bytes."""
     allocated: int
     """Bytes that hold data, as far as is known cheaply."""
-    fingerprint: str
-    """Changes when the content may have changed."""
+    fingerprint: str = ""
+    """Changes when the content may have changed; empty where the snapshot itself holds the content."""
+    export: str = ""
+    """Its name at the NBD server of its machine; empty: the image is read itself."""
+    mark: str = ""
+    """What a later backup asks by for the changes since this snapshot; empty: they cannot be told."""
+    since: str = ""
+    """The mark of the earlier snapshot since which the changes are known; empty: all is to be read."""
+    remark: str = ""
+    """Why the changes are not known though an earlier backup left a mark; empty: nothing is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,12 @@ class MachineState:
     """The hypervisor's own description of the VM (JSON for `images`, XML for libvirt)."""
     disks: tuple[DiskState, ...]
     running: bool = False
+    socket: str = ""
+    """The unix socket of the NBD server that shows its disks as they were; empty: they lie still."""
+    begun: float = 0.0
+    """When taking its snapshot began: seconds, by the clock of this host; 0 for a VM that is powered off."""
+    ended: float = 0.0
+    """When it was over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +73,20 @@ class Snapshot:
 
     group: str
     taken: str
-    """UTC, ISO 8601."""
+    """UTC, ISO 8601; empty while it is only prepared."""
     consistency: str
     """`powered-off`, `application`, `filesystem` or `crash`."""
     machines: Mapping[str, MachineState] = field(default_factory=dict)
+    frozen: float = 0.0
+    """Seconds that the guest that stood still longest did."""
+    remarks: tuple[str, ...] = ()
+    """What people should know: why it is not as consistent as it could be."""
+
+    @property
+    def skew(self) -> float:
+        """Seconds between the first moment and the last at which a running VM was captured."""
+        live = [machine for machine in self.machines.values() if machine.ended]
+        return max((one.ended for one in live), default=0) - min((one.begun for one in live), default=0)
 
 
 class Hypervisor(Protocol):
@@ -94,12 +120,44 @@ class Hypervisor(Protocol):
             SourceError: the VM runs.
         """
 
-    def snapshot(self, group: str, vms: Mapping[str, VM]) -> Snapshot:
-        """Capture all *vms* at one moment.
+    def prepare(
+        self,
+        group: str,
+        vms: Mapping[str, VM],
+        *,
+        owner: str = "",
+        marks: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
+    ) -> Snapshot:
+        """Do all that can be done before the moment of a snapshot, while the guests still work.
+
+        Nothing needs to be undone before `take`, but what is returned must be written down before it:
+        `release` then finds whatever a killed `take` left.
+
+        Args:
+            owner: The fleet. What earlier snapshots of the same fleet left behind is cleared away.
+            marks: By VM and disk, the marks of recovery points that can be built on, newest first.
 
         Raises:
             SourceError: a VM, or one of its declared disks, is missing or unreadable.
             SourceChangedError: a VM runs and the driver cannot save running ones.
+        """
+
+    def take(self, prepared: Snapshot) -> Snapshot:
+        """Capture all VMs of a prepared snapshot, as close to one moment as possible.
+
+        Raises:
+            SourceChangedError: a VM was started or stopped since it was prepared.
+            SourceError: it cannot be taken; what was begun of it is dropped.
+        """
+
+    def snapshot(self, group: str, vms: Mapping[str, VM]) -> Snapshot:
+        """Prepare and take a snapshot at once; raises as both do."""
+
+    def changed(self, machine: MachineState, disk: str, since: str) -> Sequence[Extent] | None:
+        """Return all ranges of a disk that may differ from what it was when it got the mark *since*.
+
+        Returns:
+            In order; `None` when they are not known, and all must be read.
         """
 
     def open_disk(self, machine: MachineState, disk: str) -> DiskSource:
@@ -110,10 +168,13 @@ class Hypervisor(Protocol):
         """
 
     def release(self, snapshot: Snapshot) -> None:
-        """Drop the snapshot; a second call does nothing."""
+        """Drop the snapshot, also one that was only prepared; a second call does nothing."""
 
-    def create(self, name: str, definition: str, *, overwrite: bool) -> None:
+    def create(self, name: str, definition: str, *, overwrite: bool) -> Sequence[Change]:
         """Create the VM from a captured definition, without disks, for a restore.
+
+        Returns:
+            What of the definition had to be changed to fit here, such as network addresses of a copy.
 
         Raises:
             InputError: it exists and *overwrite* is false.
@@ -135,6 +196,9 @@ class Hypervisor(Protocol):
 
     def images(self, name: str) -> Sequence[Image]:
         """Return the files the VM's disks lie in, in order; empty where they are not files we can open."""
+
+    def is_running(self, name: str) -> bool:
+        """Tell whether the VM is powered on (or paused)."""
 
     def start(self, name: str) -> None:
         """Power the VM on.

@@ -8,22 +8,24 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.disks import fingerprint, images, journal, locking, qemu_img, scratch
+from vmkeep.disks import images, journal, locking, qemu_img, scratch
 from vmkeep.disks.device import Image
 from vmkeep.errors import InputError, SourceError, UnsupportedError
 from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import reconcile
 from vmkeep.hypervisors.base import Change, DiskState, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
+from vmkeep.hypervisors.still import find_disk, still_disk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmkeep.disks.device import DiskSource, DiskTarget
+    from vmkeep.disks.device import DiskSource, DiskTarget, Extent
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
 
@@ -73,39 +75,67 @@ class ImagesHypervisor:
                 definitions.write(folder, wanted)
         return [Change(change.what, change.actual, change.declared, applied=True) for change in changes]
 
-    def snapshot(self, group: str, vms: Mapping[str, VM]) -> Snapshot:
-        """Record what the images of all *vms* are at one moment, in which none of them runs."""
+    def prepare(
+        self,
+        group: str,
+        vms: Mapping[str, VM],
+        *,
+        owner: str = "",  # noqa: ARG002  (the Protocol's: a snapshot of images leaves nothing behind)
+        marks: Mapping[str, Mapping[str, Sequence[str]]] | None = None,  # noqa: ARG002  (a mark says it all)
+    ) -> Snapshot:
+        """Look what the VMs' images are."""
         scratch.reap()
+        found = {name: self._declared_disks(name, vm) for name, vm in vms.items()}
+        machines = {
+            name: MachineState(
+                name,
+                definition.to_json(),
+                tuple(
+                    DiskState(one.name, str(self._folder(name) / one.file), one.format, 0, 0) for one in disks
+                ),
+            )
+            for name, (definition, disks) in found.items()
+        }
+        return Snapshot(group, "", "powered-off", machines)
+
+    def take(self, prepared: Snapshot) -> Snapshot:
+        """Record what the images of all VMs are at one moment, in which none of them runs."""
         machines = {}
         with contextlib.ExitStack() as locks:
-            found = {name: self._declared_disks(name, vm) for name, vm in vms.items()}
-            for name, (_, disks) in found.items():
-                for disk in disks:
-                    path = self._folder(name) / disk.file
-                    locks.enter_context(locking.locked(path, what=f"VM {name}: disk {disk.name} ({path})"))
+            for name, machine in prepared.machines.items():
+                for disk in machine.disks:
+                    what = f"VM {name}: disk {disk.name} ({disk.path})"
+                    locks.enter_context(locking.locked(Path(disk.path), what=what))
             # None of them can be started now: this is the moment.
             taken = datetime.now(UTC).isoformat(timespec="milliseconds")
-            for name, (definition, disks) in found.items():
-                states = tuple(self._state(name, disk) for disk in disks)
-                machines[name] = MachineState(name, definition.to_json(), states)
-        return Snapshot(group, taken, "powered-off", machines)
+            for name, machine in prepared.machines.items():
+                states = tuple(still_disk(name, disk) for disk in machine.disks)
+                machines[name] = replace(machine, disks=states)
+        return replace(prepared, taken=taken, machines=machines)
+
+    def snapshot(self, group: str, vms: Mapping[str, VM]) -> Snapshot:
+        """Prepare and take a snapshot at once."""
+        return self.take(self.prepare(group, vms))
+
+    def changed(self, machine: MachineState, disk: str, since: str) -> Sequence[Extent] | None:
+        """Return nothing for an image that nobody touched since; otherwise it is not known."""
+        return () if find_disk(machine, disk).mark == since else None
 
     def open_disk(self, machine: MachineState, disk: str) -> DiskSource:
         """Open a disk as it was at the snapshot."""
-        state = next((state for state in machine.disks if state.name == disk), None)
-        if state is None:
-            raise InputError(f"VM {machine.vm}: disk {disk} is not in the snapshot")
+        state = find_disk(machine, disk)
         what = f"VM {machine.vm}: disk {disk}"
         return images.ImageSource(Path(state.path), state.format, what=what, expected=state.fingerprint)
 
     def release(self, snapshot: Snapshot) -> None:
         """Do nothing: a snapshot of powered-off images is only a record."""
 
-    def create(self, name: str, definition: str, *, overwrite: bool) -> None:
+    def create(self, name: str, definition: str, *, overwrite: bool) -> Sequence[Change]:
         """Write the VM's definition, for a restore; disks that are there stay as they are."""
         captured = definitions.parse(definition, where=f"the captured definition of VM {name}")
+        changes: Sequence[Change] = ()
         if captured.name != name:
-            captured = captured.renamed(name)
+            captured, changes = reconcile.renamed(captured, name)
         folder = self._folder(name)
         if self.exists(name) and not overwrite:
             raise InputError(
@@ -123,6 +153,7 @@ class ImagesHypervisor:
                 if (folder / disk.file).exists():
                     captured = captured.with_disk(disk)
             definitions.write(folder, captured)
+        return changes
 
     def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
         """Open a new image beside the one of that name, which it replaces in `commit_disks`."""
@@ -172,6 +203,10 @@ class ImagesHypervisor:
             for disk in (definition.disks if definition else ())
             if (folder / disk.file).exists()
         ]
+
+    def is_running(self, name: str) -> bool:  # noqa: ARG002  (the Protocol's)
+        """Tell that it is not: images alone cannot run."""
+        return False
 
     def start(self, name: str) -> None:
         """Raise: images alone cannot run."""
@@ -233,18 +268,6 @@ class ImagesHypervisor:
                 f"VM {name}: no image in {folder} for disk {which}; `vmkeep configure` creates them"
             )
         return actual, [disk for config in vm.disks if (disk := actual.disk(config.name))]
-
-    def _state(self, name: str, disk: DiskFile) -> DiskState:
-        path = self._folder(name) / disk.file
-        shape = images.inspect(path, disk.format, what=f"VM {name}: disk {disk.name}")
-        return DiskState(
-            disk.name,
-            str(path),
-            disk.format,
-            shape.size,
-            shape.allocated,
-            fingerprint.fingerprint(shape.files),
-        )
 
     def _restoring(self, name: str, disk: str) -> list[Path]:
         names = [self._folder(name) / f".{disk}.restoring.{ending}" for ending in qemu_img.FORMATS]

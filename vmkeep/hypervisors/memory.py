@@ -3,116 +3,28 @@
 from __future__ import annotations
 
 import itertools
-import threading
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.disks.device import Extent, Image
 from vmkeep.errors import InputError, SourceChangedError, SourceError
 from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import reconcile
 from vmkeep.hypervisors.base import Change, DiskState, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
-from vmkeep.units import KiB
+from vmkeep.hypervisors.memory_disk import MemoryDisk
+from vmkeep.hypervisors.still import find_disk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
-    from typing import Self
 
-    from vmkeep.disks.device import DiskSource, DiskTarget
+    from vmkeep.disks.device import DiskSource, DiskTarget, Extent, Image
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
 
-_BLOCK: Final = 64 * KiB
-_versions = itertools.count()
-
-
-class MemoryDisk:
-    """A sparse disk: the blocks that were written. Safe to use from several threads."""
-
-    def __init__(self, size: int) -> None:
-        """Make a disk of *size* bytes that reads as zeros."""
-        self.size = size
-        self.version = next(_versions)
-        """Changes with each write; no two disks ever share one."""
-        self._blocks: dict[int, bytearray] = {}
-        self._lock = threading.Lock()
-
-    @property
-    def fresh(self) -> bool:
-        """Whether nothing was written yet."""
-        return not self._blocks
-
-    @property
-    def allocated(self) -> int:
-        """Bytes that hold data."""
-        return len(self._blocks) * _BLOCK
-
-    def extents(self) -> Iterator[Extent]:
-        """Yield the ranges that were written, merged."""
-        with self._lock:
-            blocks = sorted(self._blocks)
-        start = end = -1
-        for block in blocks:
-            if block != end:
-                if end > start:
-                    yield self._extent(start, end)
-                start = block
-            end = block + 1
-        if end > start:
-            yield self._extent(start, end)
-
-    def read_into(self, offset: int, buffer: memoryview) -> None:
-        """Fill *buffer* from *offset*; all of it, or raise."""
-        self._check(offset, len(buffer))
-        with self._lock:
-            for block, start, length, at in _cut(offset, len(buffer)):
-                data = self._blocks.get(block)
-                buffer[at : at + length] = data[start : start + length] if data else bytes(length)
-
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write all of *data* at *offset*."""
-        view = memoryview(data)
-        self._check(offset, len(view))
-        with self._lock:
-            self.version = next(_versions)
-            for block, start, length, at in _cut(offset, len(view)):
-                place = self._blocks.setdefault(block, bytearray(_BLOCK))
-                place[start : start + length] = view[at : at + length]
-
-    def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros; whole blocks are forgotten."""
-        self._check(offset, length)
-        with self._lock:
-            self.version = next(_versions)
-            for block, start, count, _ in _cut(offset, length):
-                if count == _BLOCK:
-                    self._blocks.pop(block, None)
-                elif block in self._blocks:
-                    self._blocks[block][start : start + count] = bytes(count)
-
-    def flush(self) -> None:
-        """Do nothing: memory has no stable storage."""
-
-    def close(self) -> None:
-        """Do nothing: others may use it."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _extent(self, start: int, end: int) -> Extent:
-        return Extent(start * _BLOCK, min(end * _BLOCK, self.size) - start * _BLOCK)
-
-    def _check(self, offset: int, length: int) -> None:
-        if not 0 <= offset <= offset + length <= self.size:
-            raise SourceError(f"bytes {offset} to {offset + length} are outside of the disk's {self.size}")
+_snapshots = itertools.count()
 
 
 @dataclass(slots=True)
@@ -144,7 +56,7 @@ class _Reader(MemoryDisk):
             self.close()
 
     def _require_unchanged(self) -> None:
-        if _fingerprint(self._disk) != self._expected:
+        if self._disk.mark != self._expected:
             raise SourceChangedError(f"{self._what} changed since its snapshot: back it up again")
 
 
@@ -157,7 +69,11 @@ class MemoryHypervisor:
 
     def __init__(self, name: str = "memory") -> None:
         self.name = name
+        self.agents: dict[str, Callable[[], AgentChannel]] = {}
+        """What `agent` returns, by VM."""
         self._machines: dict[str, _Machine] = {}
+        self._held: dict[str, dict[tuple[str, str], MemoryDisk]] = {}
+        """The disks of running VMs as they were, by snapshot and then VM and disk."""
 
     def disk(self, name: str, disk: str) -> MemoryDisk:
         """Return a disk, for tests to write into as the guest would."""
@@ -187,32 +103,69 @@ class MemoryHypervisor:
             machine.disks.setdefault(disk.name, MemoryDisk(disk.size)).size = disk.size
         return [Change(change.what, change.actual, change.declared, applied=True) for change in changes]
 
-    def snapshot(self, group: str, vms: Mapping[str, VM]) -> Snapshot:
-        """Record the state of all disks."""
+    def prepare(
+        self,
+        group: str,
+        vms: Mapping[str, VM],
+        *,
+        owner: str = "",  # noqa: ARG002  (the Protocol's: what is left behind dies with the process)
+        marks: Mapping[str, Mapping[str, Sequence[str]]] | None = None,  # noqa: ARG002  (all are known)
+    ) -> Snapshot:
+        """Look what the VMs are."""
+        held = f"memory:{next(_snapshots)}"
         machines = {}
         for name, vm in vms.items():
             machine = self._machine(name)
-            self._require_off(name, machine)
             missing = [disk.name for disk in vm.disks if disk.name not in machine.disks]
             if missing:
                 raise SourceError(f"VM {name}: no disk {', '.join(missing)}")
-            states = tuple(self._state(machine, disk.name) for disk in vm.disks)
-            machines[name] = MachineState(name, machine.definition.to_json(), states)
+            states = tuple(_state(machine, disk.name, machine.disks[disk.name]) for disk in vm.disks)
+            socket = held if machine.running else ""
+            machines[name] = MachineState(
+                name, machine.definition.to_json(), states, machine.running, socket=socket
+            )
+        return Snapshot(group, "", "powered-off", machines)
+
+    def take(self, prepared: Snapshot) -> Snapshot:
+        """Record the state of the disks of powered-off VMs, and copy those of running ones."""
         taken = datetime.now(UTC).isoformat(timespec="milliseconds")
-        return Snapshot(group, taken, "powered-off", machines)
+        machines = {}
+        for name, state in prepared.machines.items():
+            machine = self._machine(name)
+            if machine.running != state.running:
+                raise SourceChangedError(f"VM {name} was started or stopped while it was prepared")
+            machines[name] = self._taken(machine, state)
+        live = any(state.running for state in machines.values())
+        return replace(
+            prepared, taken=taken, machines=machines, consistency="crash" if live else "powered-off"
+        )
+
+    def snapshot(self, group: str, vms: Mapping[str, VM]) -> Snapshot:
+        """Prepare and take a snapshot at once."""
+        return self.take(self.prepare(group, vms))
 
     def open_disk(self, machine: MachineState, disk: str) -> DiskSource:
         """Open a disk as it was at the snapshot."""
-        state = next((state for state in machine.disks if state.name == disk), None)
-        if state is None:
-            raise InputError(f"VM {machine.vm}: disk {disk} is not in the snapshot")
-        actual = self._machine(machine.vm).disks[disk]
-        return _Reader(actual, state.fingerprint, f"VM {machine.vm}: disk {disk}")
+        state = find_disk(machine, disk)
+        what = f"VM {machine.vm}: disk {disk}"
+        if machine.socket:
+            held = self._held.get(machine.socket)
+            if held is None:
+                raise SourceChangedError(f"{what}: its snapshot was dropped: back it up again")
+            return held[machine.vm, disk]
+        return _Reader(self._machine(machine.vm).disks[disk], state.fingerprint, what)
+
+    def changed(self, machine: MachineState, disk: str, since: str) -> Sequence[Extent] | None:
+        """Return what was touched since; it is known for as long as the disk exists."""
+        held = self._held.get(machine.socket, {})
+        return (held.get((machine.vm, disk)) or self._machine(machine.vm).disks[disk]).changed(since)
 
     def release(self, snapshot: Snapshot) -> None:
-        """Do nothing: a snapshot is only a record."""
+        """Drop the copies."""
+        for machine in snapshot.machines.values():
+            self._held.pop(machine.socket, None)
 
-    def create(self, name: str, definition: str, *, overwrite: bool) -> None:
+    def create(self, name: str, definition: str, *, overwrite: bool) -> Sequence[Change]:
         """Make the VM from a captured definition; disks that are there stay as they are."""
         captured = definitions.parse(definition, where=f"the captured definition of VM {name}")
         before = self._machines.get(name)
@@ -220,11 +173,13 @@ class MemoryHypervisor:
             if not overwrite:
                 raise InputError(f"VM {name} exists already: say overwrite, or restore under another name")
             self._require_off(name, before)
+        changes: Sequence[Change] = ()
         if captured.name != name:
-            captured = captured.renamed(name)
+            captured, changes = reconcile.renamed(captured, name)
         for disk in before.definition.disks if before else ():
             captured = captured.with_disk(disk)
         self._machines[name] = _Machine(captured, before.disks if before else {})
+        return changes
 
     def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
         """Open a new disk, which replaces one of that name in `commit_disks`."""
@@ -256,6 +211,10 @@ class MemoryHypervisor:
         """Return nothing: disks in memory are no files."""
         return []
 
+    def is_running(self, name: str) -> bool:
+        """Tell whether the VM is powered on."""
+        return self._machine(name).running
+
     def start(self, name: str) -> None:
         """Power the VM on."""
         self._machine(name).running = True
@@ -265,8 +224,10 @@ class MemoryHypervisor:
         self._machine(name).running = False
 
     def agent(self, name: str) -> AgentChannel:
-        """Raise: no guest lives in a machine of memory."""
-        raise SourceError(f"VM {name} has no guest agent")
+        """Return what was put into `agents`."""
+        if not self._machine(name).running or name not in self.agents:
+            raise SourceError(f"VM {name} has no guest agent")
+        return self.agents[name]()
 
     def _machine(self, name: str) -> _Machine:
         if name not in self._machines:
@@ -277,21 +238,19 @@ class MemoryHypervisor:
         if machine.running:
             raise SourceChangedError(f"VM {name} is running: power it off first")
 
-    def _state(self, machine: _Machine, disk: str) -> DiskState:
-        actual, known = machine.disks[disk], machine.definition.disk(disk)
-        image_format = known.format if known else "raw"
-        return DiskState(disk, "", image_format, actual.size, actual.allocated, _fingerprint(actual))
+    def _taken(self, machine: _Machine, state: MachineState) -> MachineState:
+        begun = time.monotonic()
+        if state.running:
+            copies = {(state.vm, name): disk.copy() for name, disk in machine.disks.items()}
+            self._held.setdefault(state.socket, {}).update(copies)
+        states = tuple(_state(machine, one.name, machine.disks[one.name]) for one in state.disks)
+        ended = time.monotonic()
+        return replace(
+            state, disks=states, begun=begun if state.running else 0, ended=ended if state.running else 0
+        )
 
 
-def _fingerprint(disk: MemoryDisk) -> str:
-    return f"{disk.version}:{disk.size}"
-
-
-def _cut(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield block, start in it, length in it, and position in the whole, for each block touched."""
-    done = 0
-    while done < length:
-        block, start = divmod(offset + done, _BLOCK)
-        count = min(_BLOCK - start, length - done)
-        yield block, start, count, done
-        done += count
+def _state(machine: _Machine, disk: str, actual: MemoryDisk) -> DiskState:
+    known = machine.definition.disk(disk)
+    image_format = known.format if known else "raw"
+    return DiskState(disk, "", image_format, actual.size, actual.allocated, actual.mark, mark=actual.mark)

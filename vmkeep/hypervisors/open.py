@@ -29,10 +29,25 @@ def open_hypervisor(name: str, config: HypervisorConfig, base: Path) -> Hypervis
         case ImagesConfig():
             path = (base / config.path.expanduser()).resolve()
             return ImagesHypervisor(name, path, kernel_mounts=config.kernel_mounts)
-        case LibvirtHypervisor() | VsphereHypervisor():
+        case LibvirtHypervisor():
+            return _libvirt(name, config, base)
+        case VsphereHypervisor():
             raise UnsupportedError(
                 f"hypervisor {name}: driver {config.driver} is not supported by this version of vmkeep; "
-                "driver images is"
+                "drivers images and libvirt are"
             )
         case _:
             assert_never(config)
+
+
+def _libvirt(name: str, config: LibvirtHypervisor, base: Path) -> Hypervisor:
+    try:
+        # The module of libvirt is an optional extra, and only this driver needs it.
+        from vmkeep.hypervisors.libvirt.driver import LibvirtHypervisor as Driver  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"hypervisor {name}: driver libvirt needs the Python module {error.name}: apt-get install "
+            "libvirt-dev pkg-config gcc python3-dev, then pip install 'vmkeep[libvirt]'"
+        ) from error
+    sockets = (base / config.sockets.expanduser()).resolve() if config.sockets else None
+    return Driver(name, config.uri, sockets=sockets, kernel_mounts=config.kernel_mounts)

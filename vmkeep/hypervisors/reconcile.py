@@ -51,6 +51,15 @@ def differences(
     return changes
 
 
+def renamed(captured: Definition, name: str) -> tuple[Definition, tuple[Change, ...]]:
+    """Return the definition of a copy, and what is another's in it now."""
+    copy = captured.renamed(name)
+    cards = zip(captured.networks, copy.networks, strict=True)
+    changes = [("name", captured.name, name), ("uuid", captured.uuid, copy.uuid)]
+    changes += [(f"networks.{old.network}", old.mac, new.mac) for old, new in cards]
+    return copy, tuple(Change(what, old, new, applied=True) for what, old, new in changes)
+
+
 def unsupported(vm: VM) -> Iterator[tuple[str, str]]:
     """Yield each declared thing that needs a running VM or a real hypervisor, and what to do."""
     off = "its VMs are powered off; remove it"

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 from vmkeep.components.base import SaveContext
 from vmkeep.components.open import open_component
 from vmkeep.errors import PartialError, SourceError
+from vmkeep.operations import freeze
 from vmkeep.operations.report import StepReport
 from vmkeep.repository import Point
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
+    from vmkeep.hypervisors.base import Snapshot
     from vmkeep.operations.run import Run
     from vmkeep.planning import Step
     from vmkeep.repository import SavedComponent
@@ -22,34 +24,43 @@ if TYPE_CHECKING:
 
 def snapshot(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     """Capture all VMs of the group at one moment."""
-    by_hypervisor: dict[str, dict[str, str]] = {}
-    for name in step.vms:
-        by_hypervisor.setdefault(run.file.fleet.vms[name].hypervisor, {})[name] = name
-    taken = []
-    for names in by_hypervisor.values():
-        declared = {name: run.file.fleet.vms[name] for name in names}
-        taken.append(run.hypervisor_of(next(iter(names))).snapshot(step.group or step.vms[0], declared))
-        # After each, so that a crash leaves none that is not written down.
-        run.keep_snapshot(taken)
-    return StepReport(f"{len(step.vms)} VM(s), {taken[0].consistency}, {taken[0].taken}")
+    taken = freeze.capture(run, step.group or step.vms[0], step.vms)
+    live = [one for one in taken if any(machine.running for machine in one.machines.values())]
+    remarks = tuple(dict.fromkeys(remark for one in live for remark in one.remarks))
+    first = (live or taken)[0]
+    text = f"{len(step.vms)} VM(s), {first.consistency}, {first.taken}"
+    if live:
+        skew = max(one.skew for one in live)
+        text += f", stood still {first.frozen:.2f} s, captured within {skew:.2f} s"
+    if first.consistency == "crash":
+        text = f"ONLY CRASH-CONSISTENT: {'; '.join(remarks)}; {text}"
+    return StepReport(text, details=(*remarks, *_unknown_changes(taken)))
+
+
+def _unknown_changes(taken: Sequence[Snapshot]) -> Iterator[str]:
+    """Yield why disks are read in full though they were saved before."""
+    for one in taken:
+        for name, machine in one.machines.items():
+            for disk in machine.disks:
+                if disk.remark:
+                    yield f"VM {name}: disk {disk.name} is read in full: {disk.remark}"
 
 
 def save(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
     """Save one component into the VM's session."""
     (name,), component = step.vms, _component(step)
     session = run.session(name)
-    parent = run.parent(name, component)
     saved = open_component(name, run.file.fleet.vms[name], component).save(
         SaveContext(
             name=name,
             vm=run.file.fleet.vms[name],
             component=component,
             hypervisor=run.hypervisor_of(name),
-            machine=run.machine(name),
+            machine=run.taken.machine(name),
             writer=session,
             files=run.files(name),
             scratch=run.scratch(name),
-            parent=parent.components.get(component) if parent else None,
+            parents=[point.components[component] for point in run.parents(name, component)],
             progress=progress,
         )
     )
@@ -75,7 +86,7 @@ def release(run: Run, step: Step, _progress: Callable[[int], None]) -> StepRepor
     """Drop the group's snapshots, after a failure too."""
     for name in step.vms:
         run.close_files(name)
-    for taken in run.snapshots(step.group or step.vms[0]):
+    for taken in run.taken.of_group(step.group or step.vms[0]):
         run.hypervisor_of(next(iter(taken.machines))).release(taken)
     return StepReport("released")
 
@@ -129,8 +140,8 @@ def _component(step: Step) -> str:
 
 
 def _point(run: Run, name: str, saved: dict[str, SavedComponent], missing: dict[str, str]) -> Point:
-    taken = run.snapshot_of(name)
-    parents = [parent.session for component in saved if (parent := run.parent(name, component))]
+    taken = run.taken.of(name)
+    parents = [parents[0].session for component in saved if (parents := run.parents(name, component))]
     return Point(
         vm=name,
         session=run.session(name).id,
@@ -140,6 +151,9 @@ def _point(run: Run, name: str, saved: dict[str, SavedComponent], missing: dict[
         sealed=datetime.now(UTC).isoformat(timespec="milliseconds"),
         group=taken.group,
         consistency=taken.consistency,
+        frozen=round(taken.frozen, 3),
+        skew=round(taken.skew, 3),
+        remarks=taken.remarks,
         definition=taken.machines[name].definition,
         components=saved,
         missing=missing,

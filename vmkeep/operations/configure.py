@@ -19,7 +19,7 @@ def apply(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     """Create the VM, or change what differs; never shrink or delete a disk."""
     (name,) = step.vms
     changes = run.hypervisor_of(name).configure(name, run.file.fleet.vms[name], apply=True)
-    return StepReport(_told(changes, none="is as declared"), details=_lines(changes))
+    return StepReport(_told(changes, none="is as declared"), details=lines(changes))
 
 
 def check(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
@@ -36,7 +36,7 @@ def check(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     except InputError as error:
         # The fleet file is wrong about it, for instance about a disk's size: save it as it is.
         return StepReport(f"differs from the fleet file: {error}", details=(str(error),))
-    return StepReport(_told(changes, none="is as declared"), details=_lines(changes))
+    return StepReport(_told(changes, none="is as declared"), details=lines(changes))
 
 
 def _told(changes: Sequence[Change], *, none: str) -> str:
@@ -46,10 +46,13 @@ def _told(changes: Sequence[Change], *, none: str) -> str:
     return f"{what}: {', '.join(change.what for change in changes)}"
 
 
-def _lines(changes: Sequence[Change]) -> tuple[str, ...]:
-    return tuple(
-        f"+ {one.what}: {one.declared}"
-        if one.actual is None
-        else f"~ {one.what}: {one.actual} -> {one.declared}"
-        for one in changes
-    )
+def lines(changes: Sequence[Change]) -> tuple[str, ...]:
+    """Return a difference in a line each."""
+    return tuple(map(_line, changes))
+
+
+def _line(one: Change) -> str:
+    later = " (when it is started the next time)" if one.pending else ""
+    if one.actual is None:
+        return f"+ {one.what}: {one.declared}{later}"
+    return f"~ {one.what}: {one.actual} -> {one.declared}{later}"

@@ -12,7 +12,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from vmkeep.errors import VmkeepError
-from vmkeep.operations.run import POINTS_FOLDER, Run, write_whole
+from vmkeep.operations.run import POINTS_FOLDER, Run
+from vmkeep.operations.taken import write_whole
 from vmkeep.repository.pins import new_reader
 
 if TYPE_CHECKING:

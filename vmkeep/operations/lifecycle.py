@@ -11,7 +11,8 @@ from vmkeep.errors import ConflictError, VmkeepError
 from vmkeep.operations import kept_points
 from vmkeep.operations.places import chosen
 from vmkeep.operations.prepare import prepare
-from vmkeep.operations.run import Run, dead_runs, new_run_id, reap
+from vmkeep.operations.reap import reap
+from vmkeep.operations.run import Run, dead_runs, new_run_id
 from vmkeep.operations.state import state_folder
 from vmkeep.planning import State
 
@@ -94,7 +95,7 @@ def _continued(run: Run) -> Run:
 
 
 def _record(run: Run, report: RunReport) -> str | None:
-    taken = {vm: snapshot.taken for snapshot in run.snapshots() for vm in snapshot.machines}
+    taken = {vm: snapshot.taken for snapshot in run.taken.all() for vm in snapshot.machines}
     record = {
         "fleet": run.file.fleet.fleet,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),

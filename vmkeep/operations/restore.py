@@ -11,6 +11,7 @@ from vmkeep.components.open import open_component
 from vmkeep.components.subject import Subject
 from vmkeep.errors import InputError, NotFoundError
 from vmkeep.fleet import PRIMARY
+from vmkeep.operations.configure import lines
 from vmkeep.operations.report import StepReport
 from vmkeep.units import format_size
 
@@ -48,12 +49,14 @@ def create(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport
     """Create the VM as it was when it was saved."""
     (name,) = step.vms
     point = run.point(name)
-    run.hypervisor_of(name).create(run.target(name), point.definition, overwrite=run.request.overwrite)
+    changes = run.hypervisor_of(name).create(
+        run.target(name), point.definition, overwrite=run.request.overwrite
+    )
     written = {one.component for one in run.plan.steps.values() if one.vms == step.vms and one.component}
     along = sorted(set(point.components) - written)
     also = f"; with its disks come {', '.join(along)}" if along else ""
     copy = "" if run.request.repository in {None, PRIMARY} else f" (from copy {run.request.repository})"
-    return StepReport(f"as in {point.session} of {point.taken}{copy}{also}")
+    return StepReport(f"as in {point.session} of {point.taken}{copy}{also}", details=lines(changes))
 
 
 def write(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:

@@ -4,7 +4,7 @@
     run.json            what was asked for, the chosen points, the plan
     lock                held by the process that carries the run out
     outcomes            one JSON line for each step that ended
-    snapshots/<group>   what each snapshot is
+    snapshots/, held/   what each snapshot is (see `taken`)
     pin, points/<vm>    the recovery points that are read (see `kept_points`)
     spools/<vm>         the repository's spool of the VM's session
 """
@@ -19,19 +19,17 @@ import secrets
 import shutil
 import threading
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Self
 
 from vmkeep import fleet as fleets
 from vmkeep.components.guest import GuestFiles
-from vmkeep.disks import scratch
-from vmkeep.errors import ConflictError, InputError, NotFoundError, VmkeepError
-from vmkeep.hypervisors.base import DiskState, MachineState, Snapshot
+from vmkeep.errors import ConflictError, InputError, NotFoundError
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.request import Request
 from vmkeep.operations.state import state_folder
+from vmkeep.operations.taken import Taken, write_whole
 from vmkeep.planning import Outcome, Plan, State, Verb, still_done
 from vmkeep.repository import PointInfo, layout
 
@@ -69,6 +67,7 @@ class Run:
         self.request = request
         self.plan = plan
         self.chosen = dict(points)
+        self.taken = Taken(folder)
         self.file: FleetFile = fleets.load(request.fleet).at(request.repository)
         self.cancelled: Final = threading.Event()
         """Set when the run was interrupted: what only waits for something need not any more."""
@@ -164,7 +163,7 @@ class Run:
 
     def files(self, vm: str) -> GuestFiles:
         """Return the VM's file systems as of its snapshot; shared by its components."""
-        machine = self.machine(vm)
+        machine = self.taken.machine(vm)
         with self._mutex:
             if vm not in self._files:
                 self._files[vm] = GuestFiles(self.hypervisor_of(vm), machine)
@@ -186,17 +185,17 @@ class Run:
                 self._points[vm] = self._kept_point(vm) or self.repository.point(vm, self.chosen[vm])
             return self._points[vm]
 
-    def parent(self, vm: str, component: str) -> Point | None:
-        """Return the VM's newest recovery point of an earlier run that holds *component*.
+    def parents(self, vm: str, component: str) -> list[Point]:
+        """Return the VM's last recovery points of earlier runs that hold *component*, newest first.
 
-        What is as in it is neither read nor stored again.
+        What is as in one of them is neither read nor stored again.
         """
         with self._mutex:
             if vm not in self._parents:
                 # Old ones would only save a little reading, and each costs a request.
                 infos = self.repository.list_points(vm)[-_PARENTS:]
                 self._parents[vm] = [self.repository.point(vm, info.session) for info in reversed(infos)]
-            return next((point for point in self._parents[vm] if component in point.components), None)
+            return [point for point in self._parents[vm] if component in point.components]
 
     def selected(self, vm: str) -> list[str]:
         """Return the components of *vm* that this run saves, in restore order."""
@@ -213,32 +212,6 @@ class Run:
         return self.request.rename.get(vm, vm)
 
     # What survives the process.
-
-    def keep_snapshot(self, snapshots: list[Snapshot]) -> None:
-        """Remember the snapshots of one group, one for each hypervisor that its VMs run on."""
-        folder = self.folder / "snapshots"
-        folder.mkdir(exist_ok=True)
-        content = json.dumps([asdict(snapshot) for snapshot in snapshots])
-        write_whole(folder / snapshots[0].group, content.encode())
-
-    def snapshots(self, group: str | None = None) -> Iterator[Snapshot]:
-        """Yield the snapshots of a group, or all."""
-        folder = self.folder / "snapshots"
-        # What begins with a dot is being written now, for another group.
-        for path in [folder / group] if group else sorted(folder.glob("[!.]*")):
-            if path.exists():
-                yield from map(_snapshot, json.loads(path.read_bytes()))
-
-    def snapshot_of(self, vm: str) -> Snapshot:
-        """Return the snapshot that holds *vm*."""
-        for snapshot in self.snapshots():
-            if vm in snapshot.machines:
-                return snapshot
-        raise NotFoundError(f"VM {vm}: run {self.id} has no snapshot of it")
-
-    def machine(self, vm: str) -> MachineState:
-        """Return *vm* as it was at its snapshot."""
-        return self.snapshot_of(vm).machines[vm]
 
     def scratch(self, vm: str) -> Path:
         """Return a folder for large temporary files, gone with the run."""
@@ -369,45 +342,3 @@ def dead_runs(fleet: str) -> Iterator[Path]:
         finally:
             os.close(lock)
         yield folder
-
-
-def reap(fleet: str) -> None:
-    """Release what dead runs left here and on the hypervisors: snapshots, mounts, temporary files."""
-    scratch.reap()
-    for ended in (state_folder(fleet) / "runs").glob(".*"):
-        shutil.rmtree(ended, ignore_errors=True)
-    for folder in dead_runs(fleet):
-        if not (folder / "run.json").exists():
-            continue
-        try:
-            dead = Run.reopen(folder)
-        except VmkeepError:  # another process clears it away, or its fleet file is gone
-            continue
-        with dead:
-            for snapshot in dead.snapshots():
-                for vm in snapshot.machines:
-                    if vm in dead.file.fleet.vms:
-                        dead.hypervisor_of(vm).release(snapshot)
-                        break
-
-
-def _snapshot(value: Mapping[str, object]) -> Snapshot:
-    content = json.loads(json.dumps(value))
-    machines = {
-        name: MachineState(
-            machine["vm"], machine["definition"],
-            tuple(DiskState(**disk) for disk in machine["disks"]), machine["running"],
-        )
-        for name, machine in content["machines"].items()
-    }  # fmt: skip
-    return Snapshot(content["group"], content["taken"], content["consistency"], machines)
-
-
-def write_whole(path: Path, body: bytes) -> None:
-    """Write a file of a run; after a crash it is there whole, or as it was."""
-    new = path.with_name(f".{path.name}.new")
-    with new.open("wb") as file:
-        file.write(body)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)

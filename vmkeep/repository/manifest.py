@@ -91,6 +91,12 @@ class Point:
     components: Mapping[str, SavedComponent]
     missing: Mapping[str, str] = field(default_factory=dict)
     """Declared components that are not in it, with the reason; empty for a complete point."""
+    frozen: float = 0.0
+    """Seconds that the guests of its group stood still for the snapshot."""
+    skew: float = 0.0
+    """Seconds between the first and the last moment at which running VMs of its group were captured."""
+    remarks: tuple[str, ...] = ()
+    """Why it is not as consistent as it could be."""
     parent: str | None = None
     """The session whose manifests this one inherited from; needed for nothing but statistics."""
     instructions: str = ""

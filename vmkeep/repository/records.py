@@ -49,6 +49,8 @@ def encode_point(point: Point) -> dict[str, Any]:
         "missing": dict(point.missing),
         "parent": point.parent,
         **({"copy_of": point.copy_of} if point.copy_of else {}),
+        **({"frozen": point.frozen, "skew": point.skew} if point.skew or point.frozen else {}),
+        **({"remarks": [*point.remarks]} if point.remarks else {}),
     }
 
 
@@ -65,6 +67,9 @@ def decode_point(record: Mapping[str, Any]) -> Point:
             missing=dict(record["missing"]),
             parent=record["parent"],
             copy_of=str(record.get("copy_of", "")),
+            frozen=float(record.get("frozen", 0)),
+            skew=float(record.get("skew", 0)),
+            remarks=tuple(map(str, record.get("remarks", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise IntegrityError(f"a recovery point is malformed: {error!r}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -179,4 +180,4 @@ class HypervisorContract(ABC):
 
 
 def _addresses(definition: str) -> list[str]:
-    return [word.strip('",') for word in definition.split() if word.startswith('"52:54:00')]
+    return re.findall(r"52:54:00(?::[0-9a-f]{2}){3}", definition)

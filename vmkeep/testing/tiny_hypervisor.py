@@ -32,6 +32,10 @@ class TinyHypervisor(ImagesHypervisor):
         """Return nothing."""
         return []
 
+    def is_running(self, name: str) -> bool:
+        """Tell whether it was started."""
+        return name in self._running
+
     def start(self, name: str) -> None:
         """Boot a tiny guest with the VM's disks."""
         if name in self._running:

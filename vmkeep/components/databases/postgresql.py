@@ -1,8 +1,12 @@
-"""PostgreSQL: the whole cluster of a cleanly stopped server, from a powered-off VM.
+"""PostgreSQL: the whole cluster, from a VM that is powered off, or from the snapshot of one that runs.
 
 A cluster lies in one data directory, and in what its links point to (tablespaces, the log on a disk of
 its own); Debian keeps its configuration elsewhere. All of it is saved together: the files of single
 databases are worth nothing without the rest.
+
+The snapshot of a VM that runs shows all of its disks at one moment, with the write-ahead log, as a power
+failure would: a server that is started on it recovers, and nothing that was committed is lost.
+See: PostgreSQL documentation, "File System Level Backup".
 """
 
 from __future__ import annotations
@@ -49,6 +53,8 @@ class Cluster:
     """The major version, such as `15`."""
     system: str
     """The system identifier, which is the same for all copies of a cluster."""
+    clean: bool = True
+    """Whether it was stopped; otherwise it recovers when it is started."""
 
 
 class Postgresql:
@@ -67,7 +73,7 @@ class Postgresql:
         tree = context.files.open()
         what = f"VM {context.name}: {context.component}"
         path = os.fsencode(self._config.path) if self._config.path else find_cluster(tree, what)
-        cluster = read_cluster(tree, path, what)
+        cluster = read_cluster(tree, path, what, live=context.machine.running)
         roots = [path, *outside(tree, cluster.directory)]
         config = _DEBIAN_CONFIG + b"/%s/%s" % (os.fsencode(cluster.version), cluster.directory[-1])
         if tree.exists(config):
@@ -78,11 +84,11 @@ class Postgresql:
             "system": cluster.system,
         }
         if self._config.database is not None:
-            facts["note"] = (
-                f"database {self._config.database} was asked for; "
-                "from a powered-off VM the whole cluster is saved"
-            )
-        return files.save_paths(context, roots, facts=facts)
+            facts["note"] = f"database {self._config.database} was asked for; the whole cluster is saved"
+        if not cluster.clean:
+            facts["recovery"] = "it ran: the server recovers by its write-ahead log when it is started"
+        # A server that finds another's process id may refuse to start.
+        return files.save_paths(context, roots, facts=facts, exclude=["/postmaster.pid"])
 
     def restore(self, context: RestoreContext, saved: SavedComponent) -> None:
         """Write the cluster exactly as it was: files that it did not have are removed."""
@@ -107,8 +113,11 @@ def find_cluster(tree: FileTree, what: str) -> bytes:
     return found[0]
 
 
-def read_cluster(tree: FileTree, path: bytes, what: str) -> Cluster:
+def read_cluster(tree: FileTree, path: bytes, what: str, *, live: bool = False) -> Cluster:
     """Look at the cluster in the directory *path*.
+
+    Args:
+        live: It is the snapshot of a VM that runs, so its server may run, too.
 
     Raises:
         DirtyError: it was not stopped cleanly.
@@ -126,13 +135,17 @@ def read_cluster(tree: FileTree, path: bytes, what: str) -> Cluster:
         raise SourceError(
             f"{what}: {where}/global/pg_control has version {layout}, which vmkeep does not know"
         )
+    pid = tree.exists(path + b"/postmaster.pid")
+    directory = tree.resolve(path).names
+    if live:
+        clean = state in _CLEAN and not pid
+        return Cluster(directory, version.decode("ascii", "replace").strip(), str(system), clean=clean)
     if state not in _CLEAN:
         raise DirtyError(f"{what}: {where}: the server was not stopped cleanly ({_STATES[state]}): {_ADVICE}")
-    if tree.exists(path + b"/postmaster.pid"):
+    if pid:
         raise DirtyError(
             f"{what}: {where} has a postmaster.pid: the server was killed while it ran: {_ADVICE}"
         )
-    directory = tree.resolve(path).names
     return Cluster(directory, version.decode("ascii", "replace").strip(), str(system))
 
 

@@ -1,0 +1,1 @@
+"""QEMU/KVM under libvirt. Nothing else in vmkeep imports libvirt; it is an optional extra (LGPL-2.1+)."""

@@ -1,0 +1,56 @@
+"""What dead runs left behind: frozen guests, snapshots, mounts, temporary files."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from vmkeep.disks import scratch
+from vmkeep.errors import VmkeepError
+from vmkeep.operations import freeze
+from vmkeep.operations.run import Run, dead_runs
+from vmkeep.operations.state import state_folder
+from vmkeep.planning import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def reap(fleet: str) -> list[str]:
+    """Undo what dead runs of a fleet left here, in guests and on hypervisors.
+
+    Returns:
+        One sentence for each thing that could not be undone now; the next call tries again.
+    """
+    scratch.reap()
+    for ended in (state_folder(fleet) / "runs").glob(".*"):
+        shutil.rmtree(ended, ignore_errors=True)
+    return [trouble for run in _dead(fleet) for trouble in _undo(run)]
+
+
+def _dead(fleet: str) -> Iterator[Run]:
+    for folder in dead_runs(fleet):
+        if not (folder / "run.json").exists():
+            continue
+        try:
+            dead = Run.reopen(folder)
+        except VmkeepError:  # another process clears it away, or its fleet file is gone
+            continue
+        with dead:
+            yield dead
+
+
+def _undo(dead: Run) -> Iterator[str]:
+    for group in dict.fromkeys([*dead.taken.groups(), *dead.taken.held()]):
+        members = {vm for one in dead.taken.of_group(group) for vm in one.machines}
+        if not {*members, *dead.taken.held().get(group, [])} <= {*dead.file.fleet.vms}:
+            continue  # the fleet file does not say any more where such a VM is
+        try:
+            freeze.undo(dead, group)
+        except VmkeepError as error:
+            yield f"what run {dead.id} left of group {group} could not be undone: {error}"
+            continue
+        if f"snapshot {group}" in dead.outcomes():
+            dead.remember(
+                f"snapshot {group}", Outcome.failed("its snapshot was dropped when another run began")
+            )
