@@ -196,6 +196,33 @@ def test_a_damaged_point_keeps_the_other_vms_from_nothing_and_the_packs_from_eve
     assert damaged.session in capfd.readouterr().out
 
 
+def test_what_is_held_stays_and_everybody_sees_why(saved, capfd):
+    oldest = saved.points("db1")[0].session
+    how = ["db1", oldest, "--name", "case-7", "-f", str(saved.path)]
+    assert main(["hold", *how, "--reason", "asked for by the auditors"]) == 0
+
+    told = prune(saved, capfd).out
+    assert f"{oldest} kept: held as 'case-7'" in told
+    assert main(["points", "db1", "-f", str(saved.path), "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)[0]["held"] == ["case-7"]
+    assert main(["forget", "db1", oldest, "--reason", "x", "-f", str(saved.path)]) == 1
+    assert "is held as 'case-7': asked for by the auditors" in capfd.readouterr().err
+
+    assert main(["unhold", *how]) == 0
+    prune(saved, capfd)
+    assert oldest not in [point.session for point in saved.points("db1")]
+
+
+def test_a_hold_that_is_over_is_over(saved, capfd):
+    oldest = saved.points("db1")[0].session
+    how = ["--name", "audit", "--reason", "annual report", "--until", "2020-01-01", "-f", str(saved.path)]
+    assert main(["hold", "db1", oldest, *how]) == 0
+
+    prune(saved, capfd)
+
+    assert oldest not in [point.session for point in saved.points("db1")]
+
+
 def test_a_repository_in_s3_is_collected(seaweed, tmp_path):
     with contextlib.closing(open_store(f"s3://{seaweed.new_bucket()}/prod", s3=seaweed.options)) as store:
         repository = Repository.init(store, KEY)

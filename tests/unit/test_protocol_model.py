@@ -34,6 +34,8 @@ class Mutants(NamedTuple):
     repacker_commits_before_its_pack_is_there: bool = False
     repacker_is_not_in_the_list: bool = False
     repacker_overwrites: bool = False
+    holder_takes_the_place_first: bool = False
+    tombstones_go_anywhere: bool = False
 
 
 RIGHT = Mutants()
@@ -323,6 +325,51 @@ def forgetting(*sessions):
     return step
 
 
+def free_place(store, session):
+    return len([each for each in of_kind(store, "taken") if each[1] == session])
+
+
+def careful_forgetting(session, mutants):
+    """Chooses a place for the tombstone, looks whether the point is held, and puts it if that is free."""
+
+    def step(me, store):
+        match me.at:
+            case "begin":
+                yield replace(me, at="look", seen=frozenset({free_place(store, session)})), store
+            case "look":
+                yield replace(me, at=END if ("hold", session) in store else "put"), store
+            case "put":
+                (place,) = me.seen
+                if ("taken", session, place) in store and not mutants.tombstones_go_anywhere:
+                    yield replace(me, at="begin"), store
+                else:
+                    yield GONE, put(store, "forgotten", session)
+
+    return step
+
+
+def holder(session, mutants):
+    """Holds a point, and takes the place where somebody may be about to put a tombstone."""
+    first, second = ("hold", "place") if not mutants.holder_takes_the_place_first else ("place", "hold")
+
+    def step(me, store):
+        at = first if me.at == "begin" else me.at
+        after = {first: second, second: "done"}
+        match at:
+            case "hold":
+                yield replace(me, at=after[at]), put(store, "hold", session)
+            case "place" if session in forgotten(store):
+                yield GONE, store - {("hold", session)}
+            case "place":
+                yield replace(me, at=after[at]), put(store, "taken", session, free_place(store, session))
+            case "done":
+                yield GONE, put(store, "HELD", session)
+        if me.at not in {"begin", END}:
+            yield GONE, store
+
+    return step
+
+
 def reader(mutants):
     """Restores X."""
     order = ["look", "pin"] if mutants.reader_looks_before_it_pins else ["pin", "look"]
@@ -351,6 +398,8 @@ def lost(store):
     """Tell whether a kept point cannot be restored, or a writer would count on a pack that is not there."""
     there = {pack for _, pack in of_kind(store, "pack")}
     if indexed(store) - dead(store) - there:
+        return True
+    if any(session not in kept(store) for _, session in of_kind(store, "HELD")):
         return True
     return any(not copies(store, chunk) for chunk in kept(store).values())
 
@@ -439,6 +488,14 @@ def a_repack_and_a_restore(mutants=RIGHT):
     )  # fmt: skip
 
 
+def a_hold(mutants=RIGHT):
+    """A point is held while it is forgotten, and collected by two."""
+    return explore(
+        holder("X", mutants), careful_forgetting("X", mutants), collector("a", mutants, packs="own"),
+        collector("b", mutants, packs="own"),
+    )  # fmt: skip
+
+
 def a_restore(mutants=RIGHT):
     """A reader that restores a point while it is forgotten."""
     return explore(
@@ -458,6 +515,7 @@ def a_restore(mutants=RIGHT):
         (two_repacks, 50_000),
         (a_repack_and_two_collections, 10_000),
         (a_repack_and_a_restore, 10_000),
+        (a_hold, 1_000),
     ],
 )
 def test_nothing_is_lost_in_any_order_of_requests_and_deaths(scenario, at_least):
@@ -485,6 +543,8 @@ def test_nothing_is_lost_in_any_order_of_requests_and_deaths(scenario, at_least)
         ("repacker_commits_before_its_pack_is_there", a_repack),
         ("repacker_is_not_in_the_list", a_repack),
         ("repacker_overwrites", a_repack),
+        ("holder_takes_the_place_first", a_hold),
+        ("tombstones_go_anywhere", a_hold),
     ],
 )
 def test_the_model_notices_every_step_that_is_wrong(mutant, scenario):

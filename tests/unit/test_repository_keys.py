@@ -256,7 +256,7 @@ def test_an_index_cache_is_encrypted_and_a_damaged_one_is_read_again(tmp_path):
     saved = backup(small_repository(store), tmp_path / "s", {"root": b"x" * 9000})
     cache = tmp_path / "cache"
     assert contents(Repository.open(store, KEY, cache=cache), saved)
-    (file,) = [path for path in cache.rglob("*") if path.is_file()]
+    (file,) = cache.rglob(f"index/{saved.session}")
     assert file.read_bytes() == store.get(f"index/{saved.session}")
     file.write_bytes(b"damaged")
 

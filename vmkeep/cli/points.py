@@ -12,6 +12,7 @@ from vmkeep.cli.fleet_file import load
 from vmkeep.errors import InputError, IntegrityError
 from vmkeep.fleet.suggest import suggestion
 from vmkeep.operations import repositories
+from vmkeep.operations.holds import held_as
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
@@ -47,11 +48,17 @@ def print_points(repository: Repository, vm: str | None, *, as_json: bool) -> No
     """
     damaged: list[tuple[PointInfo, IntegrityError]] = []
     found = repository.points(vm, damaged=lambda info, error: damaged.append((info, error)))
+    held = held_as(repository)
     url = repository.store.url
     if as_json:
-        print_json([*map(summary, found), *(_damage(*one) for one in damaged)])
+        print_json(
+            [
+                *({**summary(point), "held": held.get(point.session, [])} for point in found),
+                *(_damage(*one) for one in damaged),
+            ]
+        )
     elif found or damaged:
-        print_table(_table(found, damaged))
+        print_table(_table(found, damaged, held))
     else:
         out().print(f"no recovery point{f' of {vm}' if vm else ''} in {url} yet", markup=False)
     if damaged:
@@ -80,7 +87,9 @@ def _damage(info: PointInfo, error: IntegrityError) -> dict[str, Any]:
     return {"vm": info.vm, "session": info.session, "damaged": str(error)}
 
 
-def _table(found: list[Point], damaged: list[tuple[PointInfo, IntegrityError]]) -> Table:
+def _table(
+    found: list[Point], damaged: list[tuple[PointInfo, IntegrityError]], held: dict[str, list[str]]
+) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("VM", "SESSION", "TAKEN", "COMPONENTS"):
         table.add_column(name, no_wrap=name != "COMPONENTS", overflow="fold")
@@ -91,7 +100,8 @@ def _table(found: list[Point], damaged: list[tuple[PointInfo, IntegrityError]]) 
     for point in found:
         cost = point.stats
         table.add_row(
-            point.vm, point.session, local_time(point.taken), _components(point), format_size(cost.read),
+            point.vm, point.session, local_time(point.taken), _components(point, held.get(point.session, [])),
+            format_size(cost.read),
             format_size(cost.stored), point.consistency, point.run,
         )  # fmt: skip
     for info, _ in damaged:
@@ -99,9 +109,11 @@ def _table(found: list[Point], damaged: list[tuple[PointInfo, IntegrityError]]) 
     return table
 
 
-def _components(point: Point) -> Text:
+def _components(point: Point, held: list[str]) -> Text:
     text = Text(", ".join(point.components))
     if point.missing:
         text.append("\nPARTIAL, lacks " if point.components else "PARTIAL, lacks ", "bold red")
         text.append(", ".join(point.missing), "red")
+    if held:
+        text.append(f"\nheld as {', '.join(held)}", "yellow")
     return text

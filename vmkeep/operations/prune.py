@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from vmkeep.errors import NotFoundError
+from vmkeep.operations.holds import candidate, held_as
 from vmkeep.operations.report import StepReport
 from vmkeep.planning import retention
 from vmkeep.repository import Unneeded
@@ -54,7 +55,11 @@ def decide(file: FleetFile, repository: Repository, vm: str) -> list[Decided]:
     if rules is None:
         return [Decided(point, ("no retention is declared",)) for point in points]
     kinds = {str(kind): _policy(ages) for kind, ages in rules.kinds.items()}
-    return _of_vm(points, _policy(rules), kinds, _zone(file))
+    held = held_as(repository)
+    return [
+        Decided(one.point, (*one.reasons, *(f"held as {name!r}" for name in held.get(one.point.session, ()))))
+        for one in _of_vm(points, _policy(rules), kinds, _zone(file))
+    ]
 
 
 def pruned_vms(file: FleetFile, repository: Repository) -> list[str]:
@@ -148,21 +153,10 @@ def _of_vm(
     points: Sequence[Point], policy: retention.Policy, kinds: Mapping[str, retention.Policy], zone: tzinfo
 ) -> list[Decided]:
     by_session = {point.session: point for point in points}
-    candidates = [
-        retention.Candidate(
-            point.session, _time(point.taken), frozenset(point.components), complete=point.complete
-        )
-        for point in points
-    ]
     return [
         Decided(by_session[verdict.point.session], verdict.reasons)
-        for verdict in retention.decide(candidates, policy, zone, kinds)
+        for verdict in retention.decide(map(candidate, points), policy, zone, kinds)
     ]
-
-
-def _time(text: str) -> datetime:
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
 def _zone(file: FleetFile) -> tzinfo:

@@ -3,6 +3,7 @@
 from vmkeep.repository.check import PackFault
 from vmkeep.repository.collect import Collected, Unneeded
 from vmkeep.repository.committed import PointInfo
+from vmkeep.repository.holds import Hold
 from vmkeep.repository.manifest import DiskRef, Leaf, Point, SavedComponent, Stats, StreamRef
 from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.repository import Repository
@@ -16,6 +17,7 @@ __all__ = [
     "Collected",
     "Damage",
     "DiskRef",
+    "Hold",
     "Leaf",
     "PackFault",
     "Place",

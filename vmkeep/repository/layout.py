@@ -18,6 +18,9 @@ POINTS: Final = "points/"
 RUNS: Final = "runs/"
 COLLECTIONS: Final = "gc/"
 FORGOTTEN: Final = "forgotten/"
+HOLDS: Final = "holds/"
+RELEASED: Final = ".released"
+"""Ends the name of what says that a hold does not count any more."""
 REPACKED: Final = "repacked/"
 VERIFIED: Final = "verified/"
 
@@ -83,6 +86,11 @@ def decision(vm: str, session: str) -> str:
     return f"{POINTS}{check_name('VM', vm)}/{session}"
 
 
+def hold(session: str, name: str) -> str:
+    """Return the key of a hold of a session's recovery point; of all its holds, without a name."""
+    return f"{HOLDS}{session}/{name}"
+
+
 def repacked(session: str) -> str:
     """Return the key at which a session that rewrites packs is decided."""
     return f"{REPACKED}{session}"
@@ -93,9 +101,9 @@ def run(run_id: str) -> str:
     return f"{RUNS}{check_name('run', run_id)}"
 
 
-def forgotten(session: str) -> str:
-    """Return the key that says that a session's recovery point is forgotten."""
-    return f"{FORGOTTEN}{session}"
+def forgotten(session: str, part: int = 1) -> str:
+    """Return the key of a place for a session's tombstone; they are counted from 1."""
+    return f"{FORGOTTEN}{session}" if part == 1 else f"{FORGOTTEN}{session}.{part}"
 
 
 def verified(number: str) -> str:

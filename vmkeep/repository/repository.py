@@ -17,6 +17,7 @@ from vmkeep.repository.crypto import KEY_SIZE, Keys
 from vmkeep.repository.decision import decode
 from vmkeep.repository.forgotten import forget
 from vmkeep.repository.format import Format
+from vmkeep.repository.holds import Hold, hold, holds, release
 from vmkeep.repository.manifest import Point
 from vmkeep.repository.parallel import TRANSFERS, in_order
 from vmkeep.repository.read_disk import SavedDisk
@@ -350,13 +351,42 @@ class Repository:
         """Let go of what *reader* pinned; a second call does nothing."""
         pins.unpin(self.store, reader)
 
+    def hold(self, point: Point, *, name: str, reason: str, until: datetime | None = None) -> Hold:
+        """Let a recovery point not be forgotten until the hold is released, or over.
+
+        Raises:
+            ConflictError: it is held under this name already.
+            NotFoundError: it was forgotten.
+        """
+        return hold(
+            self.store, self.keys, vm=point.vm, session=point.session, name=name, reason=reason, until=until
+        )
+
+    def holds(self, point: Point | None = None) -> list[Hold]:
+        """Return the holds that are not released, of one point or of all; also those that are over."""
+        return holds(self.store, self.keys, None if point is None else point.session)
+
+    def release(self, hold: Hold, reason: str) -> None:
+        """Let a hold not count any more; a second call does nothing."""
+        release(self.store, self.keys, hold, reason)
+
     def forget(self, point: Point, reason: str) -> None:
         """Let a recovery point not count any more; what only it needs is deleted by `collect`.
 
         Raises:
+            ConflictError: it is held.
             TemporaryError: the store is away; call again.
         """
-        forget(self.store, self.keys, vm=point.vm, session=point.session, reason=reason)
+
+        def check() -> None:
+            for one in self.holds(point):
+                if one.active(datetime.now(UTC)):
+                    raise ConflictError(
+                        f"recovery point {point.session} of {point.vm} is held as {one}; it is not forgotten "
+                        f"before 'vmkeep unhold {point.vm} {point.session} --name {one.name}'"
+                    )
+
+        forget(self.store, self.keys, vm=point.vm, session=point.session, reason=reason, check=check)
 
     def collect(
         self,

@@ -36,7 +36,7 @@ class Rights:
 
 _OPENING: Final = (layout.FORMAT, layout.KEYS)
 _DECISIONS: Final = (
-    layout.INDEX, layout.POINTS, layout.REPACKED, layout.FORGOTTEN, layout.COLLECTIONS,
+    layout.INDEX, layout.POINTS, layout.REPACKED, layout.FORGOTTEN, layout.HOLDS, layout.COLLECTIONS,
 )  # fmt: skip
 
 ROLES: Final = {
@@ -57,6 +57,7 @@ ROLES: Final = {
             layout.POINTS,
             layout.REPACKED,
             layout.FORGOTTEN,
+            layout.HOLDS,
             layout.COLLECTIONS,
         ),
         delete=(
