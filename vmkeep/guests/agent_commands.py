@@ -12,7 +12,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from vmkeep.errors import GuestError
+from vmkeep.errors import GuestError, TemporaryError
 from vmkeep.units import KiB
 
 if TYPE_CHECKING:
@@ -55,8 +55,15 @@ class Commands:
         return self._field(answer, "pid", int)
 
     def ended(self, pid: int, timeout_s: float) -> Ended | None:
-        """Return how the command ended, once; None while it runs."""
-        answer = self._channel.call("guest-exec-status", {"pid": pid}, timeout_s=timeout_s)
+        """Return how the command ended, once; None while it runs.
+
+        Raises:
+            TemporaryError: the agent was started anew since, and does not know it any more.
+        """
+        try:
+            answer = self._channel.call("guest-exec-status", {"pid": pid}, timeout_s=timeout_s)
+        except GuestError as error:
+            raise TemporaryError(f"{self._name}: its guest agent lost a command: {error}") from error
         if not self._field(answer, "exited", bool):
             return None
         signal = self._field(answer, "signal", int, 0)
