@@ -64,6 +64,36 @@ class Seaweed:
             client.create_bucket(Bucket=name)
         return name
 
+    def new_locked_bucket(self, mode: str) -> str:
+        """Create a bucket that locks every object for a day, and return its name.
+
+        Args:
+            mode: `GOVERNANCE` or `COMPLIANCE`.
+        """
+        name = f"vmkeep-{secrets.token_hex(6)}"
+        rule = {"DefaultRetention": {"Mode": mode, "Days": 1}}
+        with contextlib.closing(self._client()) as client:
+            client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
+            client.put_object_lock_configuration(
+                Bucket=name, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule}
+            )
+        return name
+
+    def versions(self, bucket: str) -> list[tuple[str, str]]:
+        """Return key and version of all that was ever put into a bucket."""
+        with contextlib.closing(self._client()) as client:
+            listed = client.list_object_versions(Bucket=bucket)
+            return [(one["Key"], one["VersionId"]) for one in listed.get("Versions", ())]
+
+    def delete_version(self, bucket: str, key: str, version: str) -> None:
+        """Delete one version for good, with the rights of an administrator.
+
+        Raises:
+            ClientError: it is locked.
+        """
+        with contextlib.closing(self._client()) as client:
+            client.delete_object(Bucket=bucket, Key=key, VersionId=version)
+
     def set_policy(self, bucket: str, policy: Mapping[str, Any]) -> None:
         """Replace the policy of a bucket; returns when it holds."""
         with contextlib.closing(self._client()) as client:
