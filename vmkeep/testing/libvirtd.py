@@ -152,6 +152,7 @@ def _write_configuration(folder: Path) -> None:
     if os.geteuid() == 0:
         for name in _BOUND:
             (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "log" / "qemu").mkdir(exist_ok=True)
         etc, text = folder / "etc", _QEMU_CONF
     else:
         etc, text = folder / "config" / "libvirt", _USER_CONF

@@ -7,6 +7,7 @@ written through QEMU's monitor, as a guest would.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -177,6 +178,11 @@ class Rack:
         ):
             ET.SubElement(system, tag).text = str(text)
         self.daemon.connection.defineXML(ET.tostring(root, encoding="unicode"))
+
+    def console(self, vm: str) -> str:
+        """Return what a VM wrote on its serial console, and QEMU into its log."""
+        where = self.daemon.folder / ("log/qemu" if os.geteuid() == 0 else "cache/libvirt/qemu/log")
+        return "".join(path.read_text(errors="replace")[-3000:] for path in where.glob(f"{vm}*.log"))
 
     def _io(self, vm: str, disk: str, command: str) -> None:
         machine = read(parse(self.domain(vm).XMLDesc(), what=vm))

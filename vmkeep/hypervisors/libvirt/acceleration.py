@@ -1,17 +1,21 @@
 """Whether guests run on the processor itself (KVM) or are emulated; found by trying.
 
 A device /dev/kvm that opens, and a QEMU that starts with it, prove nothing: on some machines that are
-virtual themselves guests then hardly get anywhere. So a machine without disks is started for a moment: its
-BIOS finds nothing to boot, and halts. Where that takes long, the same is tried with emulation.
+virtual themselves guests then hardly get anywhere, or die at the first odd instruction. So the processor
+must have the means; and a machine without disks is started for a moment: its BIOS finds nothing to boot, and
+halts. Where that takes long, the same is tried with emulation.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import re
 import secrets
+import socket
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import libvirt
@@ -35,6 +39,7 @@ _PROBE: Final = """\
   <devices><memballoon model='none'/><controller type='usb' model='none'/></devices>
 </domain>
 """
+_CPUS: Final = Path("/proc/cpuinfo")
 _known: Final[dict[str, str]] = {}
 _lock: Final = threading.Lock()
 
@@ -48,10 +53,19 @@ def domain_type(connection: Connection, *, arch: str, machine: str) -> str:
 
 
 def _tried(host: libvirt.virConnect, *, arch: str, machine: str) -> str:
+    if not _has_means(host):
+        return "qemu"
     fast = _seconds(host, "kvm", arch=arch, machine=machine)
     if fast <= _QUICK_S:
         return "kvm"
     return "kvm" if fast <= _SLOWER * _seconds(host, "qemu", arch=arch, machine=machine) else "qemu"
+
+
+def _has_means(host: libvirt.virConnect) -> bool:
+    """Tell whether the processor can virtualize; of another host that is not known, and taken for granted."""
+    if host.getHostname() != socket.gethostname() or not _CPUS.exists():
+        return True
+    return re.search(r"^(flags\s*:.*\b(vmx|svm)\b|Features\s*:)", _CPUS.read_text(), re.MULTILINE) is not None
 
 
 def _seconds(host: libvirt.virConnect, kind: str, *, arch: str, machine: str) -> float:

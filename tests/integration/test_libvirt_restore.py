@@ -1,0 +1,155 @@
+"""What was saved of a VM of libvirt comes back: in place, as another VM, and booting by itself."""
+
+import time
+
+import libvirt
+import pytest
+
+from vmkeep.errors import SourceChangedError, TemporaryError
+from vmkeep.guests.agent import AgentGuest
+from vmkeep.hypervisors.libvirt.machine import parse, read
+from vmkeep.testing import tiny_guest
+from vmkeep.testing.boot_disk import build_boot_disk
+from vmkeep.testing.rack import Rack
+from vmkeep.units import MiB
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr("vmkeep.operations.direct.DELAYS_S", (0.01, 0.01, 0.01))
+
+
+@pytest.fixture
+def rack(libvirtd, tmp_path):
+    libvirtd.define_network("lan")
+    rack = Rack(
+        tmp_path, libvirtd, "vms:\n  db1: {disks: [{name: root, size: 64MiB}, {name: data, size: 16MiB}]}\n"
+    )
+    rack.pause("db1")
+    rack.poke("db1", "root", at="0", length="8M", pattern=0x11)
+    rack.poke("db1", "data", at="1M", length="1M", pattern=0x12)
+    rack.run("backup")
+    return rack
+
+
+def files(rack):
+    return sorted(path.name for path in (rack.daemon.pools / "default").iterdir())
+
+
+def digests(rack, vm):
+    rack.domain(vm).suspend()
+    return [rack.digest(vm, disk) for disk in ("root", "data")]
+
+
+def machine(rack, vm):
+    return read(parse(rack.domain(vm).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), what=vm))
+
+
+def test_a_restored_vm_boots_from_its_restored_disk_and_passes_its_gate(libvirtd, tmp_path):
+    rack = Rack(
+        tmp_path,
+        libvirtd,
+        "vms:\n  db1:\n    memory: 256MiB\n    disks: [{name: root, size: 96MiB}]\n"
+        "    guest: {agent: true}\n    health: [{agent: true, timeout: 180s}]\n",
+    )
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "hello").write_text("from the first life\n")
+    build_boot_disk(tmp_path / "boot.raw", tree, tiny_guest.build(tmp_path), size=96 * MiB)
+    rack.fill("db1", "root", tmp_path / "boot.raw")
+    rack.domain("db1").create()
+    until_answering(rack, "db1").run(["/bin/sh", "-c", "echo more >> /data/hello; sync"], timeout_s=30)
+    assert rack.run("backup").exit_code == 0
+    rack.domain("db1").destroy()
+
+    report = rack.run("restore", rename={"db1": "db2"})
+    assert report.exit_code == 0, report.outcomes
+    guest = until_answering(rack, "db2")
+    assert guest.run(["cat", "/data/hello"], timeout_s=30).out == b"from the first life\nmore\n"
+
+
+def until_answering(rack, vm):
+    guest = AgentGuest(rack.hypervisor.agent(vm), name=vm)
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            guest.ping(timeout_s=1)
+        except TemporaryError:
+            assert rack.domain(vm).isActive(), rack.console(vm)
+            assert time.monotonic() < deadline, rack.console(vm)
+            time.sleep(0.2)
+        else:
+            return guest
+
+
+def test_a_vm_comes_back_in_place_and_the_old_disks_are_gone(rack):
+    before = digests(rack, "db1")
+    rack.poke("db1", "root", at="0", length="1M", pattern=0x99)
+    rack.domain("db1").destroy()
+
+    assert rack.run("restore", overwrite=True).exit_code == 0
+    assert digests(rack, "db1") == before
+    assert len(files(rack)) == 2
+
+
+def test_a_vm_that_runs_is_not_restored_in_place(rack):
+    before = digests(rack, "db1")
+
+    report = rack.run("restore", overwrite=True)
+    assert isinstance(report.errors["configure db1"], SourceChangedError)
+    assert digests(rack, "db1") == before
+    assert len(files(rack)) == 2
+
+
+def test_a_vm_that_was_lost_comes_back_as_itself(rack):
+    before, identity = digests(rack, "db1"), machine(rack, "db1")
+    rack.domain("db1").destroy()
+    rack.domain("db1").undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    for path in (rack.daemon.pools / "default").iterdir():
+        path.unlink()
+
+    assert rack.run("restore").exit_code == 0
+    assert digests(rack, "db1") == before
+    assert machine(rack, "db1") == identity
+
+
+def test_a_copy_has_an_identity_and_disks_of_its_own_and_the_difference_is_told(rack):
+    rack.declare(
+        "vms:\n  db1: {networks: [lan], disks: [{name: root, size: 64MiB}, {name: data, size: 16MiB}]}\n"
+    )
+    rack.domain("db1").destroy()
+    rack.run("configure")
+    rack.run("backup")
+    report = rack.run("restore", rename={"db1": "db2"}, overwrite=False)
+
+    original, copy = machine(rack, "db1"), machine(rack, "db2")
+    assert original.uuid != copy.uuid
+    assert {card.mac for card in original.cards}.isdisjoint(card.mac for card in copy.cards)
+    assert {disk.path for disk in original.disks}.isdisjoint(disk.path for disk in copy.disks)
+    assert {line.split(":")[0] for line in report.steps["configure db1"].details} >= {
+        "~ name", "~ uuid", "~ networks.lan", "~ disks.root",
+    }  # fmt: skip
+
+
+def test_after_a_restore_nothing_is_inherited_from_the_disk_that_was_replaced(rack):
+    rack.domain("db1").destroy()
+    rack.run("restore", overwrite=True)
+    rack.domain("db1").suspend()
+    rack.poke("db1", "root", at="30M", length="64k", pattern=0x55)
+
+    assert rack.run("backup").exit_code == 0
+    assert rack.saved_digest("db1", "root") == rack.digest("db1", "root")
+    assert len(rack.checkpoints("db1")) == 1
+
+
+def test_an_interrupted_restore_leaves_nothing_when_it_is_discarded(rack):
+    rack.domain("db1").destroy()
+    before = files(rack)
+    rack.hypervisor.create_disk("db1", "root", size=64 * MiB, format="qcow2").close()
+    assert files(rack) != before
+
+    rack.hypervisor.discard_disks("db1", ["root"])
+    assert files(rack) == before
