@@ -1,13 +1,17 @@
 """What was saved of a VM of libvirt comes back: in place, as another VM, and booting by itself."""
 
+import subprocess
 import time
 
 import libvirt
 import pytest
 
-from vmkeep.errors import SourceChangedError, TemporaryError
+from vmkeep.components.guest import writable
+from vmkeep.errors import SourceChangedError, TemporaryError, UnsupportedError
 from vmkeep.guests.agent import AgentGuest
 from vmkeep.hypervisors.libvirt.machine import parse, read
+from vmkeep.operations import repositories
+from vmkeep.operations.rescue import How, rescue
 from vmkeep.testing import tiny_guest
 from vmkeep.testing.boot_disk import build_boot_disk
 from vmkeep.testing.rack import Rack
@@ -153,3 +157,20 @@ def test_an_interrupted_restore_leaves_nothing_when_it_is_discarded(rack):
 
     rack.hypervisor.discard_disks("db1", ["root"])
     assert files(rack) == before
+
+
+def test_a_point_is_rescued_on_a_machine_without_libvirt(rack, tmp_path):
+    with repositories.open_repository(rack.file) as repository:
+        (rescued,) = rescue(repository, [repository.point("db1")], tmp_path / "rescued", How())
+
+    assert rescued.failed == {}
+    assert "<name>db1</name>" in (tmp_path / "rescued" / "db1" / "domain.xml").read_text()
+    found = tmp_path / "data.raw"
+    image = tmp_path / "rescued" / "db1" / "data.qcow2"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image, found], check=True)
+    assert found.read_bytes()[1024**2 : 2 * 1024**2] == b"\x12" * 1024**2
+
+
+def test_files_are_not_written_into_disks_that_lie_among_others(rack):
+    with pytest.raises(UnsupportedError, match="storage pool"), writable(rack.hypervisor, "db1"):
+        pass

@@ -131,9 +131,15 @@ def writable(hypervisor: Hypervisor, name: str) -> Iterator[FileTree]:
     """Open the guest's files for writing; when the block ends, all of it is in the images, or nothing.
 
     Raises:
+        UnsupportedError: other VMs have their disks in the same folder.
         SourceError: an image is in use or damaged, or the result would be.
         TemporaryError: another restore into the VM takes too long.
     """
+    if hypervisor.driver == "libvirt":  # what is written beside the images belongs to one VM
+        raise UnsupportedError(
+            f"VM {name}: files are not restored into the disks of a storage pool, which VMs share: restore "
+            "them into a folder (--to), or the component os whole"
+        )
     scratch.reap()
     images = hypervisor.images(name)
     if not images:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vmkeep.disks import journal
 from vmkeep.errors import SourceError
+from vmkeep.units import GiB
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,6 +95,11 @@ def declared(name: str, vm: VM, *, actual: Definition | None, disks: tuple[DiskF
         networks=cards(identity, vm.networks, known=actual.networks if actual else ()),
         disks=disks,
     )
+
+
+def stand_in(name: str) -> Definition:
+    """Return a definition for a VM that another driver described: enough for its disks to lie beside it."""
+    return Definition(name=name, uuid=str(uuid.uuid4()), cpus=1, memory=GiB, firmware="bios")
 
 
 def cards(

@@ -1,6 +1,7 @@
 """Restore recovery points with nothing but the store and a key: no fleet file, no hypervisor.
 
 FOLDER/<vm>/vm.json                the definition, as the driver `images` has it
+FOLDER/<vm>/domain.xml             that of libvirt, where the VM came from there
 FOLDER/<vm>/<disk>.<format>        disks that were saved whole
 FOLDER/<vm>/<component>/           files of a component, under their paths in the guest; or <component>.tar
 """
@@ -11,12 +12,13 @@ import dataclasses
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.components.base import RestoreContext
 from vmkeep.components.export import export_tar
 from vmkeep.components.saved import has_files, restore_saved
 from vmkeep.errors import InputError, IntegrityError, NotFoundError, UnsupportedError
+from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors.images import ImagesHypervisor
 from vmkeep.repository.layout import check_name
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmkeep.repository import Point, Repository, SavedComponent
+
+NATIVE: Final = "domain.xml"
+"""What libvirt said of a VM, for `virsh define` once its disks are where it names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +104,11 @@ def _rescue(
     if not how.overwrite and own.exists() and any(own.iterdir()):
         raise InputError(f"{own} is not empty: say --overwrite, or another folder")
     hypervisor = ImagesHypervisor("rescue", folder)
-    hypervisor.create(point.vm, point.definition, overwrite=how.overwrite)
+    native = point.definition.lstrip().startswith("<")
+    definition = definitions.stand_in(point.vm).to_json() if native else point.definition
+    hypervisor.create(point.vm, definition, overwrite=how.overwrite)
+    if native:
+        (own / NATIVE).write_text(point.definition, encoding="utf-8")
     files: dict[str, Path] = {}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
