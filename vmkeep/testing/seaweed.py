@@ -31,7 +31,7 @@ USERS: Final = ("writer", "collector", "restorer")
 _POLICY_HOLDS_AFTER: Final = 0.3
 """Seconds until a policy that was put has reached the S3 service's own memory."""
 _MASTER: Final = "[master.volume_growth]\ncopy_1 = 1\n"
-"""One volume for each bucket: otherwise they run out after a few buckets."""
+"""One volume for each bucket, and small ones: there are as many as fit on the free disk, no more."""
 _READY_WITHIN: Final = 60.0
 _PORTS: Final = (
     "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
@@ -142,7 +142,7 @@ def _prepare(folder: Path) -> tuple[list[str], str]:
     (folder / "s3.json").write_text(json.dumps({"identities": [identity, *map(_identity, USERS)]}))
     ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     options = {
-        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.volumeSizeLimitMB": 1024,
+        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.volumeSizeLimitMB": 128,
         "volume.max": 0, "master.telemetry": "false", "master.electionTimeout": "1s",
         "master.heartbeatInterval": "100ms", "s3.port.iceberg": 0, "s3.port.lance": 0,
         "s3.config": folder / "s3.json", **ports,
