@@ -38,7 +38,11 @@ def options(seaweed, proxy):
 
 @pytest.fixture(scope="module")
 def bucket(seaweed):
-    return seaweed.new_bucket()
+    """A bucket with an object: for the first one the server sets a volume aside, which takes its time."""
+    name = seaweed.new_bucket()
+    with contextlib.closing(open_store(f"s3://{name}", s3=seaweed.options)) as store:
+        store.put_if_absent("first", b"")
+    return name
 
 
 @pytest.fixture
