@@ -52,8 +52,8 @@ def url(bucket):
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch):
-    """Wait for an answer no longer than half a second, and not at all before trying again."""
-    monkeypatch.setattr(s3_module, "_READ_TIMEOUT", 0.5)
+    """Wait for an answer no longer than a second, and not at all before trying again."""
+    monkeypatch.setattr(s3_module, "_READ_TIMEOUT", 1)
     monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
 
 
