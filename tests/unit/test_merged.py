@@ -120,3 +120,15 @@ def test_what_was_collected_meanwhile_is_not_counted_on(tmp_path):
     again = backup(writer, tmp_path / "s2", {"root": b"one" * 9000}, run="r2")
 
     assert contents(small_again(store), again) == {"root": b"one" * 9000}
+
+
+def test_what_a_killed_process_left_is_written_over(tmp_path):
+    part = an_index(np.random.default_rng(1), 3, 20)
+    (tmp_path / ".merged.new").write_bytes(b"half of one" * 10_000)
+
+    merged.write(tmp_path / "merged", [part], {"index/a": part.packs}, frozenset())
+
+    assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    found = merged.read(tmp_path / "merged")
+    assert found is not None
+    assert found.index.entries.tobytes() == part.entries.tobytes()

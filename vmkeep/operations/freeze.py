@@ -46,16 +46,18 @@ def capture(run: Run, group: str, vms: Sequence[str]) -> list[Snapshot]:
     """
     undo(run, group)
     prepared = _prepare(run, group, vms)
-    run.taken.keep(group, prepared)
     live = [vm for one in prepared for vm, machine in one.machines.items() if machine.running]
     if not live:
         taken = [_driver(run, one).take(one) for one in prepared]
         run.taken.keep(group, taken)
         return taken
     run.taken.hold(group, live)
-    with _guests(run, live) as (guests, remarks):
+    with _guests(run, live) as (guests, unopened):
         waves = waves_of(run.file.fleet, guests)
         still = Stillness(guests, waves, _limit(run.file.fleet, group))
+        remarks = [
+            f"VM {vm} runs, and its file systems could not be frozen: {e}" for vm, e in unopened.items()
+        ]
         hooked, troubles = _before(run, guests, waves)
         try:
             taken = _take_still(run, prepared, still)
@@ -93,7 +95,10 @@ def let_go(run: Run, group: str) -> None:
     """
     left = run.taken.held().get(group, [])
     running = [vm for vm in left if run.hypervisor_of(vm).is_running(vm)]
-    with _guests(run, running) as (guests, _):
+    with _guests(run, running) as (guests, unopened):
+        for error in unopened.values():
+            if isinstance(error, TemporaryError):  # of the others none can have been frozen by us
+                raise error
         for guest in guests.values():
             guest.thaw()
         waves = waves_of(run.file.fleet, guests)
@@ -114,19 +119,22 @@ def waves_of(fleet: Fleet, vms: Mapping[str, object]) -> list[list[str]]:
 
 
 def _prepare(run: Run, group: str, vms: Sequence[str]) -> list[Snapshot]:
-    """Prepare the snapshots, with the marks of the recovery points that they can build on."""
+    """Prepare the snapshots, with the marks of the recovery points that they can build on; note each."""
     by_hypervisor: dict[str, list[str]] = {}
     for vm in vms:
         by_hypervisor.setdefault(run.file.fleet.vms[vm].hypervisor, []).append(vm)
-    return [
-        run.hypervisor_of(names[0]).prepare(
-            group,
-            {name: run.file.fleet.vms[name] for name in names},
-            owner=run.file.fleet.fleet,
-            marks={name: _marks(run, name) for name in names},
+    prepared: list[Snapshot] = []
+    for names in by_hypervisor.values():
+        prepared.append(
+            run.hypervisor_of(names[0]).prepare(
+                group,
+                {name: run.file.fleet.vms[name] for name in names},
+                owner=run.file.fleet.fleet,
+                marks={name: _marks(run, name) for name in names},
+            )
         )
-        for names in by_hypervisor.values()
-    ]
+        run.taken.keep(group, prepared)
+    return prepared
 
 
 def _marks(run: Run, vm: str) -> dict[str, list[str]]:
@@ -153,10 +161,10 @@ def _take_still(run: Run, prepared: Sequence[Snapshot], still: Stillness) -> lis
 
 
 @contextlib.contextmanager
-def _guests(run: Run, vms: Sequence[str]) -> Iterator[tuple[dict[str, Guest], list[str]]]:
-    """Open the guests of running VMs; yields them, and why others cannot be frozen."""
+def _guests(run: Run, vms: Sequence[str]) -> Iterator[tuple[dict[str, Guest], dict[str, VmkeepError]]]:
+    """Open the guests of running VMs; yields them, and why others could not be opened."""
     guests: dict[str, Guest] = {}
-    remarks = []
+    unopened: dict[str, VmkeepError] = {}
     base = run.file.path.absolute().parent
     with contextlib.ExitStack() as stack:
         for vm in vms:
@@ -164,10 +172,10 @@ def _guests(run: Run, vms: Sequence[str]) -> Iterator[tuple[dict[str, Guest], li
                 channel = partial(run.hypervisor_of(vm).agent, vm)
                 guest = open_guest(vm, run.file.fleet.vms[vm], channel, base=base)
             except VmkeepError as error:
-                remarks.append(f"VM {vm} runs, and its file systems could not be frozen: {error}")
+                unopened[vm] = error
                 continue
             guests[vm] = stack.enter_context(guest)
-        yield guests, remarks
+        yield guests, unopened
 
 
 def _before(

@@ -40,8 +40,9 @@ def begin(request: Request, *, suffix: str | None = None) -> Run:
             return _continued(Run.reopen(folder))
     request = chosen(file, request)
     plan, points = prepare(file.at(request.repository), request)
-    reap(file.fleet.fleet)
+    left = reap(file.fleet.fleet)
     run = Run.begin(name, request, plan, points)
+    run.troubles = tuple(left)
     try:
         kept_points.hold(run)
     except BaseException:
@@ -72,7 +73,8 @@ def finish(run: Run, report: RunReport) -> RunReport:
     Returns:
         The report, with the trouble there was, if any.
     """
-    trouble = _record(run, report) if report.operation == "backup" else None
+    recorded = _record(run, report) if report.operation == "backup" else None
+    troubles = [*run.troubles, *([recorded] if recorded else [])]
     # A restore that failed may be continued; a verification that failed has nothing more to read.
     if report.summary.complete or report.operation == "verify":
         kept_points.let_go(run)
@@ -82,7 +84,7 @@ def finish(run: Run, report: RunReport) -> RunReport:
         run.close()
         for old in [*dead_runs(run.file.fleet.fleet)][_KEPT:]:
             kept_points.drop(old)
-    return replace(report, trouble=trouble)
+    return replace(report, trouble="; ".join(troubles) or None)
 
 
 def _continued(run: Run) -> Run:

@@ -78,6 +78,8 @@ class Run:
         self._files: dict[str, GuestFiles] = {}
         self._points: dict[str, Point] = {}
         self._parents: dict[str, list[Point]] = {}
+        self.troubles: tuple[str, ...] = ()
+        """What dead runs left and could not be undone when this one began, for its report."""
         self._lock = self._take()
         with _open_lock:
             _open_runs[folder] = self

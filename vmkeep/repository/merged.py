@@ -13,10 +13,10 @@ which are random or keyed, and no content. A damaged entry is noticed like a dam
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import struct
-import threading
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -68,18 +68,19 @@ def write(
     """Write the merged index of *parts* without the packs in *dead*; memory grows with the prefixes only.
 
     Raises:
-        OSError: the disk is full, or may not be written.
+        OSError: the disk is full, or may not be written, or another process writes one now.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    new = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with new.open("wb") as file:
-            os.fchmod(file.fileno(), 0o600)
-            _write(file, parts, mentioned, dead)
+    # One name for all: what a killed process left is written over, and does not pile up.
+    new = path.with_name(f".{path.name}.new")
+    with open(os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b") as file:  # noqa: PTH123
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(file.fileno()), new.stat()):
+            raise BlockingIOError(f"{new}: another process has just put its own in place")
+        file.truncate()
+        _write(file, parts, mentioned, dead)
+        file.flush()
         new.replace(path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
 
 
 def _read(file: BinaryIO, path: Path) -> Merged | None:

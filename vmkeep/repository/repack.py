@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import tempfile
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from vmkeep.disks import scratch
 from vmkeep.errors import IntegrityError, NotFoundError, VmkeepError
 from vmkeep.repository import layout, presence, sealed
 from vmkeep.repository.committed import INDEX_KIND
@@ -71,8 +70,8 @@ def repack(repository: Repository, needed: Needed, *, below: float, now: datetim
     stored = {needed.sessions.get(chunks[0].pack.name, "") for chunks, _ in sparse}
     times = [layout.time_of_session(session) + timedelta(milliseconds=1) for session in stored if session]
     session = layout.new_session_id(max([now, *times]))
-    with tempfile.TemporaryDirectory(prefix="vmkeep-repack-") as folder:
-        return _Repack(repository, session, Spool(Path(folder))).run(chunks for chunks, _ in sparse)
+    with scratch.scratch_folder() as folder:  # the next vmkeep removes it, should we be killed
+        return _Repack(repository, session, Spool(folder / "spool")).run(chunks for chunks, _ in sparse)
 
 
 def commit(

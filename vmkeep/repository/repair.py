@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmkeep.disks import scratch
 from vmkeep.errors import IntegrityError, NotFoundError, VmkeepError
 from vmkeep.repository import layout, presence
 from vmkeep.repository.copy import origin, origins
@@ -67,9 +66,9 @@ def repair(
     if not concerned:
         return Repaired()
     session = layout.new_session_id(datetime.now(UTC))
-    with tempfile.TemporaryDirectory(prefix="vmkeep-repair-") as folder:
+    with scratch.scratch_folder() as folder:  # the next vmkeep removes it, should we be killed
         presence.announce_repacker(repository.store, repository.keys, session)
-        work = _Repair(repository, copy, session, Spool(Path(folder)), frozenset(broken))
+        work = _Repair(repository, copy, session, Spool(folder / "spool"), frozenset(broken))
         try:
             done = work.run(concerned)
         except BaseException:
