@@ -5,7 +5,7 @@ A structured reply comes in chunks, in any order, until one is marked done:
     request    read [0, 1 MiB)
     reply      data [0, 64 KiB)   hole [64 KiB, 960 KiB)   data [...)  done
 
-See: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md; section names are in comments.
+See: `nbd_protocol`
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from vmkeep.disks import nbd_protocol as nbd
 from vmkeep.disks.device import Extent
 from vmkeep.errors import SourceError, TemporaryError
 from vmkeep.units import GiB, KiB, MiB
@@ -24,56 +25,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# "Newstyle negotiation", "Option types", "Option reply types".
-_MAGIC: Final = b"NBDMAGIC"
-_OPTION_MAGIC: Final = b"IHAVEOPT"
-_OPTION_REPLY_MAGIC: Final = 0x0003E889045565A9
-_FIXED_NEWSTYLE: Final = 1
-_NO_ZEROES: Final = 2
-_OPT_GO: Final = 7
-_OPT_STRUCTURED_REPLY: Final = 8
-_OPT_SET_META_CONTEXT: Final = 10
-_REP_ACK: Final = 1
-_REP_INFO: Final = 3
-_REP_META_CONTEXT: Final = 4
-_REP_ERROR: Final = 1 << 31
-_INFO_EXPORT: Final = 0
-_MAX_OPTION_REPLY: Final = 64 * KiB
-# "Transmission flags".
-_READ_ONLY: Final = 1 << 1
-_CAN_FLUSH: Final = 1 << 2
-_CAN_WRITE_ZEROES: Final = 1 << 6
-# "Request types", "Command flags".
-_READ: Final = 0
-_WRITE: Final = 1
-_DISCONNECT: Final = 2
-_FLUSH: Final = 3
-_TRIM: Final = 4
-_WRITE_ZEROES: Final = 6
-_BLOCK_STATUS: Final = 7
-_REQUEST_MAGIC: Final = 0x25609513
-_REQUEST: Final = struct.Struct(">IHHQQI")
-# "Simple reply message", "Structured reply chunk message", "Structured reply types".
-_SIMPLE_MAGIC: Final = 0x67446698
-_CHUNK_MAGIC: Final = 0x668E33EF
-_CHUNK: Final = struct.Struct(">HHQI")  # behind the magic
-_DONE: Final = 1
-_CHUNK_NONE: Final = 0
-_CHUNK_DATA: Final = 1
-_CHUNK_HOLE: Final = 2
-_CHUNK_STATUS: Final = 5
-_CHUNK_ERROR: Final = 1 << 15
+_CHUNK: Final = struct.Struct(">HHQI")  # behind the magic, which says which kind of reply it is
 _SIMPLE_REPLY: Final = 0x7FFF  # ours: no chunk type, and never right as the answer to a read
 _MAX_ERROR_CHUNK: Final = 64 * KiB
-# "base:allocation" metadata context: bit 1 says that the range reads as zeros.
-ALLOCATION: Final = "base:allocation"
-_STATE_ZERO: Final = 2
+ALLOCATION: Final = nbd.ALLOCATION.decode()
 # See: QEMU, docs/interop/nbd.txt: bit 0 says that the range is dirty.
 DIRTY_BITMAP: Final = "qemu:dirty-bitmap:"
 _STATE_DIRTY: Final = 1
-# A server must take 32 MiB in a read or write ("Block size constraints"); status and zeroing take
-# any 32-bit length, of which we use a part that is a multiple of every alignment.
-_MAX_PAYLOAD: Final = 32 * MiB
+# Status and zeroing take any 32-bit length, of which we use a part that is a multiple of every alignment.
 _MAX_LENGTH: Final = 2 * GiB
 # How a long read is cut so that the server works on several parts at once.
 _PIECE: Final = 512 * KiB
@@ -125,7 +84,7 @@ class NbdConnection:
     @property
     def can_write(self) -> bool:
         """Whether the export takes writes."""
-        return not self._flags & _READ_ONLY
+        return not self._flags & nbd.Transmission.READ_ONLY
 
     @property
     def knows_context(self) -> bool:
@@ -139,23 +98,25 @@ class NbdConnection:
         while sent < len(buffer) or waiting:
             if sent < len(buffer) and len(waiting) < _PIPELINE:
                 part = buffer[sent : sent + _PIECE]
-                waiting[self._send(_READ, offset + sent, len(part))] = _Read(offset + sent, part)
+                waiting[self._send(nbd.Command.READ, offset + sent, len(part))] = _Read(offset + sent, part)
                 sent += len(part)
             else:
                 self._receive_read(waiting)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write all of *data*."""
-        for start in range(0, len(data), _MAX_PAYLOAD):
-            part = data[start : start + _MAX_PAYLOAD]
-            self._finish(self._send(_WRITE, offset + start, len(part), part), "write", offset + start)
+        for start in range(0, len(data), nbd.MOST_PAYLOAD):
+            part = data[start : start + nbd.MOST_PAYLOAD]
+            self._finish(
+                self._send(nbd.Command.WRITE, offset + start, len(part), part), "write", offset + start
+            )
 
     def zero(self, offset: int, length: int) -> None:
         """Make the range read as zeros; the server may deallocate it."""
         while length > 0:
             part = min(length, _MAX_LENGTH)
-            if self._flags & _CAN_WRITE_ZEROES:
-                self._finish(self._send(_WRITE_ZEROES, offset, part), "zero", offset)
+            if self._flags & nbd.Transmission.SEND_WRITE_ZEROES:
+                self._finish(self._send(nbd.Command.WRITE_ZEROES, offset, part), "zero", offset)
             else:
                 part = min(part, MiB)
                 self.write(offset, memoryview(bytes(part)))
@@ -163,24 +124,24 @@ class NbdConnection:
 
     def trim(self, offset: int, length: int) -> None:
         """Tell the server that the range is not needed; what it reads as afterwards is open."""
-        self._finish(self._send(_TRIM, offset, length), "trim", offset)
+        self._finish(self._send(nbd.Command.TRIM, offset, length), "trim", offset)
 
     def flush(self) -> None:
         """Return when everything written is on stable storage."""
-        if self._flags & _CAN_FLUSH:
-            self._finish(self._send(_FLUSH, 0, 0), "flush", 0)
+        if self._flags & nbd.Transmission.SEND_FLUSH:
+            self._finish(self._send(nbd.Command.FLUSH, 0, 0), "flush", 0)
 
     def status(self, offset: int, length: int) -> list[tuple[Extent, bool]]:
         """Return the server's extents from *offset* on, each with whether it may hold data, or is dirty.
 
         They may cover less than was asked, but never nothing; the last is cut where it is too long.
         """
-        cookie = self._send(_BLOCK_STATUS, offset, min(length, _MAX_LENGTH))
+        cookie = self._send(nbd.Command.BLOCK_STATUS, offset, min(length, _MAX_LENGTH))
         found: list[tuple[Extent, bool]] = []
         done = False
         while not done:
             done, kind, payload = self._receive_chunk(cookie)
-            if kind == _CHUNK_STATUS:
+            if kind == nbd.Chunk.BLOCK_STATUS:
                 found = self._extents(offset, length, payload)
         if not found:
             raise self._broken(f"answered the block status at byte {offset} with nothing")
@@ -192,7 +153,7 @@ class NbdConnection:
             return
         if not self.broken:
             try:
-                self._socket.sendall(_REQUEST.pack(_REQUEST_MAGIC, 0, _DISCONNECT, 0, 0, 0))
+                self._socket.sendall(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, nbd.Command.DISC, 0, 0, 0))
             except OSError:
                 self.broken = True  # it is gone already, which is what we want
         self._socket.close()
@@ -207,38 +168,46 @@ class NbdConnection:
 
     def _negotiate(self, export: bytes) -> None:
         magic, option, flags = struct.unpack(">8s8sH", self._receive(18))
-        if magic != _MAGIC or option != _OPTION_MAGIC or not flags & _FIXED_NEWSTYLE:
+        if magic != nbd.MAGIC or option != nbd.OPTION_MAGIC or not flags & nbd.Handshake.FIXED_NEWSTYLE:
             raise self._broken(f"greeted with {(magic + option)!r}, expected fixed newstyle NBD")
-        self._send_all(struct.pack(">I", _FIXED_NEWSTYLE | flags & _NO_ZEROES))
-        if self._option(_OPT_STRUCTURED_REPLY, b"") is None:
+        self._send_all(struct.pack(">I", nbd.Handshake.FIXED_NEWSTYLE | flags & nbd.Handshake.NO_ZEROES))
+        if self._option(nbd.Option.STRUCTURED_REPLY, b"") is None:
             raise SourceError(f"{self._where}: the server cannot do structured replies, which vmkeep needs")
         context = self._context.encode()
         query = struct.pack(">I", len(export)) + export + struct.pack(">II", 1, len(context)) + context
-        replies = self._option(_OPT_SET_META_CONTEXT, query) or []
-        self._knows_context = any(kind == _REP_META_CONTEXT and body[4:] == context for kind, body in replies)
-        information = self._option(_OPT_GO, struct.pack(">I", len(export)) + export + struct.pack(">H", 0))
+        replies = self._option(nbd.Option.SET_META_CONTEXT, query) or []
+        self._knows_context = any(
+            kind == nbd.Reply.META_CONTEXT and body[4:] == context for kind, body in replies
+        )
+        information = self._option(
+            nbd.Option.GO, struct.pack(">I", len(export)) + export + struct.pack(">H", 0)
+        )
         if information is None:
             raise SourceError(f"{self._where}: the server does not have this export")
         for kind, body in information:
-            if kind == _REP_INFO and len(body) == 12 and struct.unpack_from(">H", body)[0] == _INFO_EXPORT:
+            if (
+                kind == nbd.Reply.INFO
+                and len(body) == 12
+                and struct.unpack_from(">H", body)[0] == nbd.INFO_EXPORT
+            ):
                 self.size, self._flags = struct.unpack_from(">QH", body, 2)
                 return
         raise self._broken("did not say how large the export is")
 
     def _option(self, option: int, data: bytes) -> list[tuple[int, bytes]] | None:
         """Return the replies before the acknowledgement, or None when the server declines."""
-        self._send_all(_OPTION_MAGIC + struct.pack(">II", option, len(data)) + data)
+        self._send_all(nbd.OPTION_MAGIC + struct.pack(">II", option, len(data)) + data)
         replies: list[tuple[int, bytes]] = []
         while True:
             magic, echoed, kind, length = struct.unpack(">QIII", self._receive(20))
-            if magic != _OPTION_REPLY_MAGIC or echoed != option or length > _MAX_OPTION_REPLY:
+            if magic != nbd.REPLY_MAGIC or echoed != option or length > nbd.MOST_OPTION:
                 raise self._broken(
                     f"answered option {option} with {magic:#x}, option {echoed}, {length} bytes"
                 )
             body = self._receive(length)
-            if kind & _REP_ERROR:
+            if kind & nbd.REPLY_ERROR:
                 return None
-            if kind == _REP_ACK:
+            if kind == nbd.Reply.ACK:
                 return replies
             replies.append((kind, body))
 
@@ -246,7 +215,7 @@ class NbdConnection:
 
     def _send(self, command: int, offset: int, length: int, payload: memoryview | None = None) -> int:
         self._cookie += 1
-        self._send_all(_REQUEST.pack(_REQUEST_MAGIC, 0, command, self._cookie, offset, length))
+        self._send_all(nbd.REQUEST.pack(nbd.REQUEST_MAGIC, 0, command, self._cookie, offset, length))
         if payload is not None:
             self._send_all(payload)
         return self._cookie
@@ -257,18 +226,18 @@ class NbdConnection:
         read = waiting.get(cookie)
         if read is None:
             raise self._broken(f"answered request {cookie}, which was not sent")
-        if kind == _CHUNK_DATA and length >= 8:
+        if kind == nbd.Chunk.OFFSET_DATA and length >= 8:
             (start,) = struct.unpack(">Q", self._receive(8))
             self._receive_into(self._part(read, start, length - 8))
-        elif kind == _CHUNK_HOLE and length == 12:
+        elif kind == nbd.Chunk.OFFSET_HOLE and length == 12:
             start, size = struct.unpack(">QI", self._receive(12))
             part = self._part(read, start, size)
             part[:] = bytes(len(part))
-        elif kind & _CHUNK_ERROR:
+        elif kind & nbd.CHUNK_ERROR:
             self._refuse(length, "read", read.offset)
-        elif kind != _CHUNK_NONE or length:
+        elif kind != nbd.Chunk.NONE or length:
             raise self._broken(f"answered a read with reply type {kind} of {length} bytes")
-        if flags & _DONE:
+        if flags & nbd.DONE:
             if read.missing:
                 raise self._broken(f"left out {read.missing} bytes of the read at byte {read.offset}")
             del waiting[cookie]
@@ -288,18 +257,18 @@ class NbdConnection:
             flags, kind, echoed, length = self._receive_header()
             if echoed != cookie:
                 raise self._broken(f"answered request {echoed}, expected {cookie}")
-            if kind & _CHUNK_ERROR:
+            if kind & nbd.CHUNK_ERROR:
                 self._refuse(length, verb, offset)
             self._receive(length)
-            done = bool(flags & _DONE)
+            done = bool(flags & nbd.DONE)
 
     def _receive_chunk(self, cookie: int) -> tuple[bool, int, bytes]:
         flags, kind, echoed, length = self._receive_header()
-        if echoed != cookie or length > _MAX_PAYLOAD:
+        if echoed != cookie or length > nbd.MOST_PAYLOAD:
             raise self._broken(f"answered request {echoed} with {length} bytes, expected {cookie}")
-        if kind & _CHUNK_ERROR:
+        if kind & nbd.CHUNK_ERROR:
             self._refuse(length, "block status", 0)
-        return bool(flags & _DONE), kind, self._receive(length)
+        return bool(flags & nbd.DONE), kind, self._receive(length)
 
     def _extents(self, offset: int, length: int, payload: bytes) -> list[tuple[Extent, bool]]:
         if len(payload) < 12 or len(payload) % 8 != 4:
@@ -309,7 +278,7 @@ class NbdConnection:
         for size, state in struct.iter_unpack(">II", payload[4:]):
             if size == 0 or offset >= end:
                 break
-            yes = bool(state & _STATE_DIRTY) if self._context != ALLOCATION else not state & _STATE_ZERO
+            yes = bool(state & _STATE_DIRTY) if self._context != ALLOCATION else not state & nbd.STATE_ZERO
             found.append((Extent(offset, min(size, end - offset)), yes))
             offset += size
         return found
@@ -317,14 +286,14 @@ class NbdConnection:
     def _receive_header(self) -> tuple[int, int, int, int]:
         """Return flags, kind, cookie and payload length; simple replies look like structured ones."""
         (magic,) = struct.unpack(">I", self._receive(4))
-        if magic == _CHUNK_MAGIC:
+        if magic == nbd.CHUNK_MAGIC:
             flags, kind, cookie, length = _CHUNK.unpack(self._receive(_CHUNK.size))
             return flags, kind, cookie, length
-        if magic == _SIMPLE_MAGIC:
+        if magic == nbd.SIMPLE_MAGIC:
             code, cookie = struct.unpack(">IQ", self._receive(12))
             if code:
                 raise self._failed(code, f"failed request {cookie}")
-            return _DONE, _SIMPLE_REPLY, cookie, 0
+            return nbd.DONE, _SIMPLE_REPLY, cookie, 0
         raise self._broken(f"sent {magic:#010x} where a reply should begin")
 
     def _refuse(self, length: int, verb: str, offset: int) -> None:

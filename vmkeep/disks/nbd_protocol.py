@@ -56,6 +56,8 @@ class Reply(IntEnum):
     ERR_UNKNOWN = 2**31 + 6
 
 
+REPLY_ERROR: Final = 2**31
+"""The bit that all replies of errors have."""
 INFO_EXPORT: Final = 0
 INFO_BLOCK_SIZE: Final = 3
 ALLOCATION: Final = b"base:allocation"
@@ -67,6 +69,7 @@ class Transmission(IntFlag):
     HAS_FLAGS = 1
     READ_ONLY = 2
     SEND_FLUSH = 4
+    SEND_WRITE_ZEROES = 64
     SEND_DF = 128
     CAN_MULTI_CONN = 256
     SEND_CACHE = 1024
@@ -118,6 +121,10 @@ class Chunk(IntEnum):
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
     ERROR = 2**15 + 1
+
+
+CHUNK_ERROR: Final = 2**15
+"""The bit that all chunks of errors have."""
 
 
 class Errno(IntEnum):
