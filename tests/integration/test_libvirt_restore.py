@@ -164,7 +164,9 @@ def test_a_point_is_rescued_on_a_machine_without_libvirt(rack, tmp_path):
         (rescued,) = rescue(repository, [repository.point("db1")], tmp_path / "rescued", How())
 
     assert rescued.failed == {}
-    assert "<name>db1</name>" in (tmp_path / "rescued" / "db1" / "domain.xml").read_text()
+    definition = tmp_path / "rescued" / "db1" / "domain.xml"
+    assert "<name>db1</name>" in definition.read_text()
+    assert definition.stat().st_mode & 0o777 == 0o600
     found = tmp_path / "data.raw"
     image = tmp_path / "rescued" / "db1" / "data.qcow2"
     subprocess.run(["qemu-img", "convert", "-O", "raw", image, found], check=True)

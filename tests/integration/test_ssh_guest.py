@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from vmkeep.errors import AccessError, TemporaryError
+from vmkeep.guests import scripts
 from vmkeep.guests.ssh import SshGuest
 from vmkeep.testing.running_guests import eventually
 from vmkeep.testing.sshd import sshd
@@ -77,8 +78,9 @@ def test_a_command_whose_connection_is_lost_is_not_taken_for_one_that_ended(gues
         next(stream)
 
 
-def test_an_input_whose_connection_is_lost_never_ends_well_in_the_guest(guest, tmp_path):
-    whole = tmp_path / "whole"
+def test_an_input_whose_connection_is_lost_never_ends_well_in_the_guest(guest, tmp_path, monkeypatch):
+    whole, folder = tmp_path / "whole", tmp_path / "folder"
+    monkeypatch.setattr(scripts, "new_folder", lambda: str(folder))
 
     def blocks():
         yield bytes(MiB)
@@ -90,6 +92,7 @@ def test_an_input_whose_connection_is_lost_never_ends_well_in_the_guest(guest, t
             ["sh", "-c", 'cat >"$1" && mv "$1" "$2"', "", str(tmp_path / "half"), str(whole)], blocks()
         )
     assert not eventually(whole.exists, timeout_s=0.5)
+    assert eventually(lambda: not folder.exists(), timeout_s=10)
 
 
 @pytest.mark.parametrize("code", [1, 126, 254, 255])

@@ -63,6 +63,8 @@ finish() {
     wait "$pid" 2>/dev/null
     kill "$late" 2>/dev/null
 }
+pid=
+trap '[ -z "$pid" ] || finish; exit 125' HUP INT TERM
 """
 """Makes the private folder $dir, gone at the end, and says how a command that must not go on is ended."""
 
@@ -88,9 +90,13 @@ else
     code=125
 fi
 wait "$output" "$errors"
+trap '' PIPE
 [ -n "$whole" ] || echo "it did not read all of its input" >&2
 """
-"""Half of an input is no input: whoever reads it is ended before it could see its end."""
+"""Half of an input is no input: whoever reads it is ended before it could see its end.
+
+Nobody may listen any more: a broken pipe must not keep the folder from being removed.
+"""
 
 STREAM_IN: Final = (
     "dir=$1; shift"

@@ -108,6 +108,7 @@ def _rescue(
     definition = definitions.stand_in(point.vm).to_json() if native else point.definition
     hypervisor.create(point.vm, definition, overwrite=how.overwrite)
     if native:
+        (own / NATIVE).touch(mode=0o600)  # it may hold the password of a console
         (own / NATIVE).write_text(point.definition, encoding="utf-8")
     files: dict[str, Path] = {}
     failed: dict[str, str] = {}

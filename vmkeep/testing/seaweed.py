@@ -118,7 +118,8 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
     Raises:
         SourceError: it does not start; the message has the end of its log.
     """
-    command, endpoint_url = _prepare(folder)
+    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    command, endpoint_url = _prepare(folder, ports)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
     try:
@@ -128,9 +129,12 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
     finally:
         process.kill()  # its data goes too: nothing is gained by the seconds of an orderly end
         process.wait()
+        for left in Path("/tmp").glob("seaweedfs-*.sock"):  # noqa: S108  (where the server puts them)
+            if left.stem.rsplit("-", 1)[-1] in {str(port) for port in ports.values()}:
+                left.unlink(missing_ok=True)
 
 
-def _prepare(folder: Path) -> tuple[list[str], str]:
+def _prepare(folder: Path, ports: Mapping[str, int]) -> tuple[list[str], str]:
     """Write the configuration, and return the command and the URL of its S3 service."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "master.toml").write_text(_MASTER)
@@ -140,7 +144,6 @@ def _prepare(folder: Path) -> tuple[list[str], str]:
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
     (folder / "s3.json").write_text(json.dumps({"identities": [identity, *map(_identity, USERS)]}))
-    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
     options = {
         "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.volumeSizeLimitMB": 128,
         "volume.max": 0, "master.telemetry": "false", "master.electionTimeout": "1s",
