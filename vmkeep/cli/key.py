@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 from rich.text import Text
 
-from vmkeep.cli import secret as secrets
 from vmkeep.cli.console import local_time, out, print_json, print_table, warn
+from vmkeep.cli.secret import Given, ask
 from vmkeep.operations import repositories
 from vmkeep.repository import Repository, generate_key_file, list_slots
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmkeep.fleet import FleetFile
-    from vmkeep.repository import Secret, Slot
+    from vmkeep.repository import Opener, Slot
 
-_KINDS: Final = {"key": "a key file", "passphrase": "a passphrase"}
+_KINDS: Final = {"key": "a key file", "passphrase": "a passphrase", "kms": "AWS KMS"}
 
 
 def new(path: Path) -> None:
@@ -50,7 +51,7 @@ def list_all(file: FleetFile, *, as_json: bool) -> None:
         out().print(f"{store.url} holds no repository; make one with 'vmkeep init'", markup=False)
 
 
-def add(file: FleetFile, slot: str, key_file: Path | None, variable: str | None) -> None:
+def add(file: FleetFile, slot: str, given: Given) -> None:
     """Let another secret open the repository too.
 
     Raises:
@@ -58,33 +59,35 @@ def add(file: FleetFile, slot: str, key_file: Path | None, variable: str | None)
         AccessError: the fleet's own key does not open the repository.
     """
     with repositories.open_repository(file) as repository:
-        added = secrets.given(key_file, variable) or secrets.ask(f"New passphrase of slot {slot}", again=True)
+        added = given.secret(partial(repositories.kms_key, file)) or ask(
+            f"New passphrase of slot {slot}", again=True
+        )
         repository.add_slot(slot, added)
         url = repository.store.url
     out().print(f"slot {slot} opens {url} from now on; 'vmkeep key check' tries a key", markup=False)
 
 
-def remove(file: FleetFile, slot: str, key_file: Path | None, variable: str | None) -> None:
+def remove(file: FleetFile, slot: str, given: Given) -> None:
     """Take a secret's access away.
 
     Raises:
         InputError: the key at hand opens no other slot.
         NotFoundError: there is no such slot.
     """
-    repository, secret = _open(file, key_file, variable)
+    repository, secret = _open(file, given)
     with repository:
         kept = repository.remove_slot(slot, secret)
         url = repository.store.url
     out().print(f"removed slot {slot} of {url}; the key at hand opens slot {kept}, which stays", markup=False)
 
 
-def check(file: FleetFile, key_file: Path | None, variable: str | None, *, as_json: bool) -> None:
+def check(file: FleetFile, given: Given, *, as_json: bool) -> None:
     """Say which slots a secret opens.
 
     Raises:
         AccessError: it opens none.
     """
-    repository, secret = _open(file, key_file, variable)
+    repository, secret = _open(file, given)
     with repository:
         opened = repository.slots_opened_by(secret)
         url = repository.store.url
@@ -94,9 +97,9 @@ def check(file: FleetFile, key_file: Path | None, variable: str | None, *, as_js
         out().print(f"this key opens {url}: slot {', '.join(opened)}", markup=False)
 
 
-def _open(file: FleetFile, key_file: Path | None, variable: str | None) -> tuple[Repository, Secret]:
+def _open(file: FleetFile, given: Given) -> tuple[Repository, Opener]:
     """Open the repository with the secret that was given, by default the fleet's own."""
-    secret = secrets.given(key_file, variable) or repositories.secret_of(file)
+    secret = given.secret(partial(repositories.kms_key, file)) or repositories.secret_of(file)
     return Repository.open(repositories.store_of(file), secret), secret
 
 
@@ -105,6 +108,11 @@ def _table(slots: list[Slot]) -> Table:
     for name in ("SLOT", "OPENS WITH", "MADE"):
         table.add_column(name, overflow="fold")
     for slot in slots:
-        kind = Text("DAMAGED", "bold red") if slot.damage else Text(_KINDS[slot.kind])
-        table.add_row(slot.name, kind, local_time(slot.made) if slot.made else "not recorded")
+        table.add_row(slot.name, _opens_with(slot), local_time(slot.made) if slot.made else "not recorded")
     return table
+
+
+def _opens_with(slot: Slot) -> Text:
+    if slot.damage:
+        return Text(f"nothing: {slot.damage}", "bold red")
+    return Text(f"{_KINDS[slot.kind]} {slot.service_key or ''}".strip())

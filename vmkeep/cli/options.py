@@ -62,6 +62,11 @@ PassphraseVariable = Annotated[
     typer.Option(metavar="NAME", help="The environment variable that holds the passphrase, or a key's text."),
 ]
 
+KmsKey = Annotated[
+    str | None,
+    typer.Option("--kms", metavar="KEY", help="A key of AWS KMS: its ARN, or alias/NAME."),
+]
+
 
 def _print_version(wanted: bool) -> None:  # noqa: FBT001  (as typer calls it)
     if wanted:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.cli import points, show
-from vmkeep.cli import secret as secrets
 from vmkeep.cli.console import err, local_time, out, print_json, warn
+from vmkeep.cli.secret import ask
 from vmkeep.errors import InputError, IntegrityError, NotFoundError
 from vmkeep.operations import rescue as operation
 from vmkeep.repository import Repository
 from vmkeep.stores import S3Options, open_store
 
 if TYPE_CHECKING:
+    from vmkeep.cli.secret import Given
     from vmkeep.operations.rescue import How, Rescued
-    from vmkeep.repository import Point
+    from vmkeep.repository import Opener, Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,7 @@ class Source:
     url: str
     endpoint: str | None
     region: str | None
-    key_file: Path | None
-    variable: str | None
+    given: Given
 
     def open(self) -> Repository:
         """Open the repository.
@@ -45,7 +45,7 @@ class Source:
             raise NotFoundError(
                 f"{self.url} is no directory; the store of a repository holds 'format' and 'packs'"
             )
-        secret = secrets.given(self.key_file, self.variable) or secrets.ask(f"Passphrase of {self.url}")
+        secret = self.given.secret(_kms_key) or ask(f"Passphrase of {self.url}")
         return Repository.open(open_store(self.url, s3=S3Options(self.endpoint, self.region)), secret)
 
 
@@ -96,6 +96,12 @@ def restore(source: Source, which: Which, folder: Path, how: How, *, as_json: bo
     failed = [f"{one.point.vm}/{name}: {why}" for one in rescued for name, why in one.failed.items()]
     if failed:
         raise IntegrityError("not restored:\n" + "\n".join(failed))
+
+
+def _kms_key(key: str) -> Opener:
+    from vmkeep.repository.kms import KmsKey  # noqa: PLC0415  (boto3 takes 0.3 s to import)
+
+    return KmsKey(key)
 
 
 def _point(repository: Repository, vm: str, session: str | None) -> Point:

@@ -56,7 +56,7 @@ class FleetFile:
                 f"{self.path}: repository.copies has no {repository!r}"
                 f"{suggestion(str(repository), [PRIMARY, *main.copies])}"
             )
-        place = {"store": copy.store, "key": copy.key, "s3": copy.s3, "object_lock": None}
+        place = {"store": copy.store, "key": copy.key, "s3": copy.s3, "kms": copy.kms, "object_lock": None}
         fleet = self.fleet.model_copy(update={"repository": main.model_copy(update=place)})
         return replace(self, fleet=fleet)
 

@@ -136,7 +136,7 @@ class KeyReference(Model):
     prefect_secret: str | None = None
     """The name of a Prefect Secret block."""
     kms: str | None = None
-    """The ARN of an AWS KMS key (repository keys only)."""
+    """The ARN or alias of a symmetric key in AWS KMS (repository keys only)."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> KeyReference:
@@ -158,6 +158,17 @@ class S3(Model):
     """Where an access key lies, if not in boto3's own chain."""
     ca_bundle: Path | None = None
     """Certificates to trust, for a service with its own authority; relative to the fleet file."""
+
+
+class Kms(Model):
+    """How to reach AWS KMS, for keys of the repository there; credentials come from boto3's own chain."""
+
+    endpoint_url: str | None = None
+    """Where the service answers; leave it out for AWS."""
+    region: str | None = None
+    """The region of the key; by default the one in its ARN."""
+    profile: str | None = None
+    """A profile of the AWS configuration."""
 
 
 class ObjectLock(Model):
@@ -202,6 +213,8 @@ class Place(Model):
     """What opens the repository."""
     s3: S3 | None = None
     """How to reach the store, for `s3://` only."""
+    kms: Kms | None = None
+    """How to reach AWS KMS, for `key: {kms: …}` and `vmkeep key add --kms`."""
 
 
 class CopyConfig(Place):

@@ -16,6 +16,7 @@ _TITLES: Final = {
     "RepositoryConfig": "repository",
     "CopyConfig": "repository.copies",
     "S3": "repository.s3",
+    "Kms": "repository.kms",
     "ObjectLock": "repository.object_lock",
     "Retention": "repository.retention",
     "Ages": "repository.retention.kinds",

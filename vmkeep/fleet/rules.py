@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet.document import Path
     from vmkeep.fleet.draft import Declared
-    from vmkeep.fleet.model import S3, Ages, Fleet, KeyReference, Place, Retention
+    from vmkeep.fleet.model import S3, Ages, Fleet, KeyReference, Kms, Place, Retention
 
 _FREE_LIMITS: Final = ("upload", "bandwidth")
 
@@ -163,11 +163,17 @@ def _services(fleet: Fleet) -> Iterator[Finding]:
     logins: list[tuple[Path, KeyReference | None]] = []
     places: dict[Path, S3 | None] = {("repository", "s3"): fleet.repository.s3}
     places |= {("repository", "copies", name, "s3"): one.s3 for name, one in fleet.repository.copies.items()}
+    services: dict[Path, S3 | Kms | None] = {**places}
+    services[("repository", "kms")] = fleet.repository.kms
+    services |= {
+        ("repository", "copies", name, "kms"): one.kms for name, one in fleet.repository.copies.items()
+    }
+    for where, service in services.items():
+        if service is not None and service.endpoint_url is not None:
+            yield from _url((*where, "endpoint_url"), service.endpoint_url, ("http", "https"))
     for where, s3 in places.items():
         if s3 is not None:
             logins.append(((*where, "credentials"), s3.credentials))
-            if s3.endpoint_url is not None:
-                yield from _url((*where, "endpoint_url"), s3.endpoint_url, ("http", "https"))
     for name, config in fleet.hypervisors.items():
         if config.driver == "libvirt":
             yield from _url(("hypervisors", name, "uri"), config.uri, ())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from vmkeep.fleet import FleetFile
     from vmkeep.fleet.model import KeyReference
-    from vmkeep.repository import Secret
+    from vmkeep.repository import Opener
     from vmkeep.stores import Store
 
 resolvers: Final[dict[str, Callable[[str], str]]] = {}
@@ -50,18 +50,34 @@ def store_of(file: FleetFile) -> Store:
     return open_store(config.store, s3=options, base=file.path.absolute().parent)
 
 
-def secret_of(file: FleetFile) -> Secret:
-    """Return the secret that opens the repository.
+def secret_of(file: FleetFile) -> Opener:
+    """Return what opens the repository.
 
     Raises:
         AccessError: it cannot be read.
+        InputError: it is a KMS key, and nothing says in which region.
     """
     key = file.fleet.repository.key
     if key.file is not None:
         return read_key_file(file.resolve(key.file))
     if key.env is not None:
         return read_key_variable(key.env)
+    if key.kms is not None:
+        return kms_key(file, key.kms)
     return parse_secret(text_of(file, key))
+
+
+def kms_key(file: FleetFile, key: str) -> Opener:
+    """Return a key in AWS KMS, which is reached as the fleet file says.
+
+    Raises:
+        InputError: nothing says in which region it is, or the profile does not exist.
+    """
+    from vmkeep.repository.kms import KmsKey, KmsOptions  # noqa: PLC0415  (boto3 takes 0.3 s to import)
+
+    config = file.fleet.repository.kms
+    options = KmsOptions(config.endpoint_url, config.region, config.profile) if config else KmsOptions()
+    return KmsKey(key, options)
 
 
 def text_of(file: FleetFile, reference: KeyReference) -> str:

@@ -50,8 +50,6 @@ def _of_the_fleet(file: FleetFile) -> Iterator[str]:
     repository = file.fleet.repository
     if repository.object_lock is not None:
         yield "repository.object_lock is not supported by this version: take it out to go without"
-    if repository.key.kms is not None:
-        yield "repository.key.kms is not supported by this version: use file, env or prefect_secret"
     if file.fleet.windows:
         yield "windows are not supported by this version: use the cron of the schedule"
     if "bandwidth" in file.fleet.limits:

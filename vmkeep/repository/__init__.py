@@ -8,7 +8,14 @@ from vmkeep.repository.manifest import DiskRef, Leaf, Point, SavedComponent, Sta
 from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.repository import Repository
 from vmkeep.repository.scrub import ScrubReport
-from vmkeep.repository.secret import Secret, generate_key_file, parse_secret, read_key_file, read_key_variable
+from vmkeep.repository.secret import (
+    Opener,
+    Secret,
+    generate_key_file,
+    parse_secret,
+    read_key_file,
+    read_key_variable,
+)
 from vmkeep.repository.session import Session
 from vmkeep.repository.slots import Slot, list_slots
 from vmkeep.repository.verify import Damage, Place, VerifyReport
@@ -19,6 +26,7 @@ __all__ = [
     "DiskRef",
     "Hold",
     "Leaf",
+    "Opener",
     "PackFault",
     "Place",
     "Point",

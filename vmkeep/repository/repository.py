@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import DiskTarget
     from vmkeep.repository.index import Index
     from vmkeep.repository.manifest import DiskRef, StreamRef
-    from vmkeep.repository.secret import Secret
+    from vmkeep.repository.secret import Opener
     from vmkeep.repository.session import Session
     from vmkeep.stores.base import Store
 
@@ -66,7 +66,7 @@ class Repository:
     def init(
         cls,
         store: Store,
-        secret: Secret,
+        secret: Opener,
         *,
         slot: str = "default",
         cache: Path | None = None,
@@ -94,7 +94,7 @@ class Repository:
 
     @classmethod
     def open(
-        cls, store: Store, secret: Secret, *, slot: str | None = None, cache: Path | None = None
+        cls, store: Store, secret: Opener, *, slot: str | None = None, cache: Path | None = None
     ) -> Self:
         """Open the repository in *store* with any slot, or the one named.
 
@@ -116,7 +116,7 @@ class Repository:
         master = slots.unlock(store, secret, slot, data)
         return cls(store, format_, master, cache=cache)
 
-    def add_slot(self, slot: str, secret: Secret) -> None:
+    def add_slot(self, slot: str, secret: Opener) -> None:
         """Let another secret open the repository too.
 
         Raises:
@@ -126,11 +126,11 @@ class Repository:
         if not _put_own(self.store, layout.key_slot(slot), wrapped):
             raise InputError(f"the key slot {slot!r} exists in {self.store.url}; choose another name")
 
-    def slots_opened_by(self, secret: Secret) -> list[str]:
+    def slots_opened_by(self, secret: Opener) -> list[str]:
         """Return the names of the key slots that *secret* opens."""
         return slots.opened_by(self.store, secret, self.store.get(layout.FORMAT))
 
-    def remove_slot(self, slot: str, secret: Secret) -> str:
+    def remove_slot(self, slot: str, secret: Opener) -> str:
         """Take a secret's access away, and return the name of a slot that stays and that *secret* opens.
 
         What the removed slot's secret opened before can still be opened with a copy of the slot.

@@ -1,4 +1,4 @@
-"""What opens a repository: a passphrase, or the bytes of a key file."""
+"""What opens a repository: a passphrase, the bytes of a key file, or a service that keeps a key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from vmkeep.errors import AccessError, InputError
 
@@ -47,6 +47,28 @@ class Secret:
         if len(data) < _LEAST:
             raise InputError(f"a key has {_LEAST} random bytes or more; this one has {len(data)}")
         return cls(data, strong=True)
+
+
+class KeyService(Protocol):
+    """A service that keeps a key to itself, and wraps data keys with it."""
+
+    def new_key(self, repository: bytes) -> tuple[bytes, bytes, str]:
+        """Make a data key that only opens what belongs to this repository (its id, 16 bytes).
+
+        Returns:
+            The data key (32 bytes), the same wrapped, and the full name of the service's key.
+        """
+
+    def open_key(self, wrapped: bytes, repository: bytes) -> bytes:
+        """Unwrap a data key.
+
+        Raises:
+            AccessError: another key wrapped it, or for another repository; or the service refuses.
+        """
+
+
+Opener: TypeAlias = Secret | KeyService
+"""What a key slot opens with."""
 
 
 def read_key_file(path: Path) -> Secret:

@@ -9,7 +9,7 @@ from vmkeep.errors import AccessError, InputError, IntegrityError, NotFoundError
 from vmkeep.repository import keyslot, layout
 
 if TYPE_CHECKING:
-    from vmkeep.repository.secret import Secret
+    from vmkeep.repository.secret import Opener
     from vmkeep.stores.base import Store
 
 
@@ -19,11 +19,13 @@ class Slot:
 
     name: str
     kind: str
-    """What opens it: `key` or `passphrase`; `unknown` where it is damaged."""
+    """What opens it: `key`, `passphrase` or `kms`; `unknown` where it is damaged, or by a later vmkeep."""
     made: str | None
     """UTC, ISO 8601; `None`: not recorded. It is protected against damage, not against forgery."""
     damage: str | None = None
     """Why it opens with nothing."""
+    service_key: str | None = None
+    """Of `kms`: the ARN of the key that wrapped it."""
 
 
 def names(store: Store) -> list[str]:
@@ -37,7 +39,7 @@ def list_slots(store: Store) -> list[Slot]:
     return [_described(store, name) for name in names(store)]
 
 
-def unlock(store: Store, secret: Secret, slot: str | None, format_object: bytes) -> bytes:
+def unlock(store: Store, secret: Opener, slot: str | None, format_object: bytes) -> bytes:
     """Return the master key from the slot named, or from any that *secret* opens.
 
     Raises:
@@ -64,12 +66,12 @@ def unlock(store: Store, secret: Secret, slot: str | None, format_object: bytes)
     )
 
 
-def opened_by(store: Store, secret: Secret, format_object: bytes) -> list[str]:
+def opened_by(store: Store, secret: Opener, format_object: bytes) -> list[str]:
     """Return the names of the slots that *secret* opens."""
     return [name for name in names(store) if _opens(store, secret, name, format_object)]
 
 
-def remove_slot(store: Store, slot: str, secret: Secret, format_object: bytes) -> str:
+def remove_slot(store: Store, slot: str, secret: Opener, format_object: bytes) -> str:
     """Remove a slot, and return the name of one that stays and that *secret* opens.
 
     Raises:
@@ -97,13 +99,13 @@ def remove_slot(store: Store, slot: str, secret: Secret, format_object: bytes) -
 
 def _described(store: Store, name: str) -> Slot:
     try:
-        kind, made = keyslot.describe(store.get(layout.key_slot(name)), name)
-    except IntegrityError as error:
+        kind, made, service_key = keyslot.describe(store.get(layout.key_slot(name)), name)
+    except (IntegrityError, AccessError) as error:
         return Slot(name, "unknown", None, str(error))
-    return Slot(name, kind, made)
+    return Slot(name, kind, made, service_key=service_key)
 
 
-def _opens(store: Store, secret: Secret, name: str, format_object: bytes) -> bool:
+def _opens(store: Store, secret: Opener, name: str, format_object: bytes) -> bool:
     try:
         keyslot.unwrap(store.get(layout.key_slot(name)), secret, name, format_object)
     except (AccessError, IntegrityError, NotFoundError):

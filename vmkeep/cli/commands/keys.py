@@ -34,37 +34,42 @@ def list_all(
     carry_out(load(fleet, repository), as_json=json)
 
 
-def add(
+def add(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an option)
     slot: Name,
     key_file: options.KeyFile = None,
     passphrase_env: options.PassphraseVariable = None,
+    kms: options.KmsKey = None,
     fleet: options.Fleet = options.FLEET_FILE,
     repository: options.Repository = None,
 ) -> None:
-    """Let another key file or passphrase open the repository too; asks for a passphrase by default."""
+    """Let another key or passphrase open the repository too; asks for a passphrase by default."""
     from vmkeep.cli.fleet_file import load
     from vmkeep.cli.key import add as carry_out
+    from vmkeep.cli.secret import Given
 
-    carry_out(load(fleet, repository), slot, key_file, passphrase_env)
+    carry_out(load(fleet, repository), slot, Given(key_file, passphrase_env, kms))
 
 
-def remove(
+def remove(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an option)
     slot: Name,
     key_file: options.KeyFile = None,
     passphrase_env: options.PassphraseVariable = None,
+    kms: options.KmsKey = None,
     fleet: options.Fleet = options.FLEET_FILE,
     repository: options.Repository = None,
 ) -> None:
     """Remove a slot. The key at hand (the fleet's, by default) must open another one, which stays."""
     from vmkeep.cli.fleet_file import load
     from vmkeep.cli.key import remove as carry_out
+    from vmkeep.cli.secret import Given
 
-    carry_out(load(fleet, repository), slot, key_file, passphrase_env)
+    carry_out(load(fleet, repository), slot, Given(key_file, passphrase_env, kms))
 
 
-def check(
+def check(  # noqa: PLR0913  (each is an option)
     key_file: options.KeyFile = None,
     passphrase_env: options.PassphraseVariable = None,
+    kms: options.KmsKey = None,
     fleet: options.Fleet = options.FLEET_FILE,
     repository: options.Repository = None,
     *,
@@ -73,8 +78,9 @@ def check(
     """Try a key: the fleet's by default, or the copy from the safe."""
     from vmkeep.cli.fleet_file import load
     from vmkeep.cli.key import check as carry_out
+    from vmkeep.cli.secret import Given
 
-    carry_out(load(fleet, repository), key_file, passphrase_env, as_json=json)
+    carry_out(load(fleet, repository), Given(key_file, passphrase_env, kms), as_json=json)
 
 
 class Role(StrEnum):
@@ -123,6 +129,7 @@ def add_to(app: typer.Typer) -> None:
             "vmkeep key add safe",
             "vmkeep key add emergency --key-file emergency.key",
             "vmkeep key add safe --passphrase-env SAFE_PASSPHRASE",
+            "vmkeep key add cloud --kms arn:aws:kms:eu-central-1:111122223333:alias/vmkeep",
         )
     )(add)
     key.command(epilog=examples("vmkeep key remove emergency"))(remove)

@@ -112,6 +112,7 @@ def rescue(  # noqa: PLR0913  (each option is one)
     *,
     key_file: options.KeyFile = None,
     passphrase_env: options.PassphraseVariable = None,
+    kms: options.KmsKey = None,
     s3_endpoint: Annotated[
         str | None, typer.Option(metavar="URL", help="Of an S3 service that is not AWS.")
     ] = None,
@@ -132,10 +133,11 @@ def rescue(  # noqa: PLR0913  (each option is one)
 ) -> None:
     """List, show and restore what a store holds, with its key and nothing else: no fleet file, no Prefect."""
     from vmkeep.cli import rescue as rescued
+    from vmkeep.cli.secret import Given
     from vmkeep.errors import InputError
     from vmkeep.operations.rescue import How
 
-    source = rescued.Source(store, s3_endpoint, region, key_file, passphrase_env)
+    source = rescued.Source(store, s3_endpoint, region, Given(key_file, passphrase_env, kms))
     if action is Action.LIST:
         rescued.list_points(source, vm, as_json=json)
     elif action is Action.SHOW:
