@@ -11,6 +11,9 @@ trusting its date; `tracked` is vmkeep with a list of changed ranges, as a hyper
 gives it (none changed), and `bound` the naming, compressing and encrypting alone, of the whole disk, without
 keeping anything. Before `changed` one in a hundred blocks of 1 MiB is another, anywhere on the disk;
 `changed+list` is vmkeep with the list of these ranges.
+A restore is over when the disk is on stable storage: `sync` is part of what the other tools take. Its bound
+is `unpack`, the reading, checking, decrypting and decompressing without a disk to write to, and `copy`, the
+writing alone: `cp` of the disk itself.
 Prints the medians over the rounds.
 """
 
@@ -20,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -42,6 +46,9 @@ SOURCES: Final = ("/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/share", "/usr/l
 PASSWORD: Final = "benchmark"  # noqa: S105  (of a throw-away repository)
 _OTHER: Final = bytes(byte ^ 0xA5 for byte in range(256))
 """Each byte's other one: twice gives the byte again."""
+OPERATIONS: Final = (
+    "full", "bound", "again", "tracked", "changed", "changed+list", "unpack", "copy", "restore",
+)  # fmt: skip
 WORKER: Final = Path(__file__).with_name("data_path_worker.py")
 
 
@@ -85,7 +92,12 @@ def vmkeep(store: str, stored: Callable[[Path], int], environment: Mapping[str, 
         [*worker, "restore", "restored"],
         "restored",
         stored,
-        {"tracked": [*worker, "tracked", "{disk}"], "bound": [*worker, "bound", "{disk}"]},
+        {
+            "tracked": [*worker, "tracked", "{disk}"],
+            "bound": [*worker, "bound", "{disk}"],
+            "unpack": [*worker, "unpack"],
+            "copy": ["sh", "-c", "cp --sparse=auto {disk} copied && sync -d copied"],
+        },
         {"changed+list": [*worker, "tracked", "{disk}", "changes"]},
         environment,
     )
@@ -97,7 +109,11 @@ def restic(store: str, stored: Callable[[Path], int], environment: Mapping[str, 
         "restic",
         [*command, "init"],
         [*command, "backup", "{disk}"],
-        [*command, "restore", "latest", "--target", "out"],
+        [
+            "sh",
+            "-c",
+            f"{shlex.join([*command, 'restore', 'latest', '--target', 'out'])} && sync -d out/{{bare}}",
+        ],
         "out/{bare}",
         stored,
         environment=environment,
@@ -108,6 +124,7 @@ def tools() -> list[Tool]:
     def stored(folder: Path) -> int:
         return sum(path.stat().st_size for path in (folder / "store").rglob("*") if path.is_file())
 
+    last = "borg list --last 1 --format '{{archive}}' store"
     return [
         vmkeep("store", stored, {}),
         restic("store", stored, {}),
@@ -115,7 +132,7 @@ def tools() -> list[Tool]:
             "borg",
             ["borg", "init", "-e", "repokey-blake2", "store"],
             ["borg", "create", "-C", "zstd,1", "store::{{now:%s.%f}}", "{disk}"],
-            ["sh", "-c", "borg extract --sparse store::$(borg list --last 1 --format '{{archive}}' store)"],
+            ["sh", "-c", f"borg extract --sparse store::$({last}) && sync -d {{bare}}"],
             "{bare}",
             stored,
         ),
@@ -225,10 +242,13 @@ def _files() -> Iterator[Path]:
 def run(tool: Tool, disk: Path, folder: Path) -> dict[str, Cost | int]:
     """Measure all operations of one tool in a new *folder*."""
     folder.mkdir()
+    bare = str(disk).lstrip("/")
 
     def call(command: list[str]) -> Cost:
         return measured(
-            [part.format(disk=disk, folder=folder.name) for part in command], folder, tool.environment
+            [part.format(disk=disk, folder=folder.name, bare=bare) for part in command],
+            folder,
+            tool.environment,
         )
 
     costs: dict[str, Cost | int] = {"init": call(tool.init), "full": call(tool.save)}
@@ -242,7 +262,7 @@ def run(tool: Tool, disk: Path, folder: Path) -> dict[str, Cost | int]:
     change(disk)
     call(tool.save)
     costs["restore"] = call(tool.restore)
-    restored = folder / tool.restored.format(bare=str(disk).lstrip("/"))
+    restored = folder / tool.restored.format(bare=bare)
     subprocess.run(["cmp", str(disk), str(restored)], check=True)
     costs["allocated"] = restored.stat().st_blocks * 512
     shutil.rmtree(folder)
@@ -283,7 +303,17 @@ def compare(tools: list[Tool], folder: Path, options: argparse.Namespace) -> Non
 def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
     """Print the medians, and how vmkeep compares."""
     print(f"{'':12} {'':8} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7}")
-    for operation in ("full", "bound", "again", "tracked", "changed", "changed+list", "restore"):
+    for operation in (
+        "full",
+        "bound",
+        "again",
+        "tracked",
+        "changed",
+        "changed+list",
+        "unpack",
+        "copy",
+        "restore",
+    ):
         ours: Cost | None = None
         for name in rounds[0]:
             costs = [cost for each in rounds if isinstance(cost := each[name].get(operation), Cost)]

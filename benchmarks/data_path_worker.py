@@ -4,6 +4,7 @@ python data_path_worker.py STORE init
 python data_path_worker.py STORE save DISK
 python data_path_worker.py STORE tracked DISK [CHANGES]     a file with the ranges that changed, as JSON
 python data_path_worker.py STORE restore PATH
+python data_path_worker.py STORE unpack             the same, and nothing is written
 """
 
 from __future__ import annotations
@@ -80,6 +81,30 @@ def restore(path: Path) -> None:
         repository.restore_disk(ref, target)
 
 
+class Nowhere:
+    """A disk that keeps nothing."""
+
+    fresh = True
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Keep nothing."""
+
+    def zero(self, offset: int, length: int) -> None:
+        """Keep nothing."""
+
+    def flush(self) -> None:
+        """Keep nothing."""
+
+
+def unpack() -> None:
+    repository = Repository.open(STORE, SECRET)
+    ref = repository.point("vm").components["os"].disks["root"]
+    repository.restore_disk(ref, Nowhere(ref.size))
+
+
 def main() -> None:
     match sys.argv[2:]:
         case ["init"]:
@@ -94,6 +119,8 @@ def main() -> None:
             bound(Path(disk))
         case ["restore", path]:
             restore(Path(path))
+        case ["unpack"]:
+            unpack()
 
 
 if __name__ == "__main__":

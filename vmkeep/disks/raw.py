@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks import locking
 from vmkeep.disks.device import Extent
+from vmkeep.disks.direct import DirectWriter
 from vmkeep.errors import SourceChangedError, SourceError
 from vmkeep.units import MiB
 
@@ -130,6 +131,7 @@ class RawTarget:
                 os.ftruncate(self._fd, size)
             self._size = os.lseek(self._fd, 0, os.SEEK_END)
             self._is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+            self._direct = DirectWriter(path)
         except BaseException:
             os.close(self._fd)
             raise
@@ -153,7 +155,7 @@ class RawTarget:
             )
         while rest:
             try:
-                count = os.pwrite(self._fd, rest, offset)
+                count = self._direct.write(offset, rest) or os.pwrite(self._fd, rest, offset)
             except OSError as error:
                 raise SourceError(f"{self._path}: {error.strerror} while writing at byte {offset}") from error
             rest, offset = rest[count:], offset + count
@@ -187,6 +189,7 @@ class RawTarget:
     def close(self) -> None:
         """Let go of the file and its locks."""
         if self._fd >= 0:
+            self._direct.close()
             os.close(self._fd)
             self._fd = -1
 
