@@ -55,7 +55,7 @@ def save(disk: Path, changed: list[Extent] | None) -> None:
 def bound(disk: Path) -> None:
     repository = Repository.open(STORE, SECRET)
     size = repository.format.disk_chunk
-    cipher = repository.keys.pack_cipher(bytes(16))
+    cipher = repository.keys.newest.pack_cipher(bytes(16))
     local, zeros = threading.local(), bytes(size)
     with RawSource(disk) as source:
 
@@ -68,7 +68,7 @@ def bound(disk: Path) -> None:
                 source.read_into(piece.start, memoryview(data)[at : at + piece.length])
             if data == zeros:
                 return
-            repository.keys.chunk_id(data)
+            repository.keys.newest.chunk_id(data)
             cipher.encrypt(read.number.to_bytes(12, "big"), compress(data)[0], b"")
 
         for_each(work, allocated(source.extents(), size))

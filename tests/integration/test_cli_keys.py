@@ -110,3 +110,31 @@ def test_slots_are_listed_without_a_key(site, vmkeep):
     assert code == 0
     assert "default" in printed
     assert "a key file" in printed
+
+
+def test_a_new_data_epoch_ends_the_slots_of_others(site, vmkeep, monkeypatch):
+    site.run("backup")
+    monkeypatch.setenv("LEAKED", "correct horse")
+    vmkeep("key", "add", "leaked", "--passphrase-env", "LEAKED")
+
+    code, printed, complaint = vmkeep("key", "rotate")
+
+    assert (code, names(vmkeep)) == (0, ["default"])
+    assert "data epoch 2" in printed
+    assert "leaked: these slots ended" in complaint
+    assert vmkeep("key", "check", "--passphrase-env", "LEAKED")[0] == 6
+    site.write("db1", seed="second")
+    assert site.run("backup").exit_code == 0
+    assert site.run("restore", overwrite=True).exit_code == 0
+
+
+def test_what_was_stored_before_is_encrypted_again(site, vmkeep):
+    site.run("backup")
+    assert vmkeep("key", "rotate", "--json")[0] == 0
+
+    code, printed, _ = vmkeep("key", "reencrypt", "--json")
+
+    done = json.loads(printed)
+    assert (code, done["left"]) == (0, 0)
+    assert done["rewritten"] > 0
+    assert site.run("restore", overwrite=True).exit_code == 0

@@ -63,7 +63,7 @@ def test_neither_the_master_key_nor_the_data_key_lies_in_the_store(kms, monkeypa
     store = MemoryStore()
     repository = small_repository(store, KmsKey(kms.new_key(), kms.options))
 
-    for secret in (*seen, repository._master):
+    for secret in (*seen, repository.keys.newest.pack, *repository.keys.masters):
         assert len(secret) == 32
         assert not any(secret in store.get(info.key) for info in store.list())
         assert not any(secret.hex().encode() in store.get(info.key) for info in store.list())

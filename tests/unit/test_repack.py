@@ -195,7 +195,7 @@ def test_a_clock_that_is_behind_harms_nothing(sparse, store):
 
 def test_a_pack_that_is_damaged_is_left_and_named(sparse, store):
     (key,) = keys(store, "packs/")
-    location = sparse.committed.refresh().locate(sparse.keys.chunk_id(KEPT[:CHUNK]))
+    location = sparse.committed.refresh().locate(sparse.keys.newest.chunk_id(KEPT[:CHUNK]))
     body = bytearray(store._objects[key])
     body[location.offset + 100] ^= 1
     store._objects[key] = bytes(body)

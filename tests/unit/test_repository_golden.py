@@ -15,6 +15,7 @@ from vmkeep.stores import DirectoryStore
 from vmkeep.testing.repositories import CHUNK, backup, contents, small_format
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "repository"
+EPOCHS = Path(__file__).parents[1] / "golden" / "epochs"
 SECRET = Secret.passphrase("a golden passphrase")
 
 
@@ -34,6 +35,14 @@ def write_golden(store, spool):
     for number, data in enumerate((FIRST, SECOND)):
         backup(repository, spool, {"root": data["root"]}, {"dump": data["dump"]}, run=f"run-{number}")
     repository.put_run("run-1", {"points": 1})
+
+
+def write_epochs(store, spool):
+    """Write the golden repository of two data epochs with today's code."""
+    repository = Repository.init(store, SECRET, parameters=small_format())
+    backup(repository, spool, {"root": FIRST["root"]}, {"dump": FIRST["dump"]}, run="run-0")
+    repository.begin_epoch(SECRET)
+    backup(repository, spool, {"root": SECOND["root"]}, {"dump": SECOND["dump"]}, run="run-1")
 
 
 @pytest.fixture
@@ -61,3 +70,14 @@ def test_the_golden_repository_takes_a_new_backup_and_shares_its_chunks(reposito
 
 def test_the_golden_repository_is_small():
     assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 100_000
+
+
+def test_the_golden_repository_of_two_data_epochs_is_read(tmp_path):
+    shutil.copytree(EPOCHS, tmp_path / "store")
+    repository = Repository.open(DirectoryStore(tmp_path / "store"), SECRET)
+    points = repository.points("db1")
+
+    assert [contents(repository, point) for point in points] == [FIRST, SECOND]
+    assert repository.keys.newest.epoch == 2
+    assert repository.scrub().sound
+    assert sum(path.stat().st_size for path in EPOCHS.rglob("*") if path.is_file()) < 150_000

@@ -22,7 +22,7 @@ from vmkeep.repository.pack import PackReader, PackWriter
 from vmkeep.repository.parallel import in_order
 from vmkeep.units import KiB, MiB
 
-KEYS = Keys.from_master(bytes(32), bytes(16))
+KEYS = Keys([bytes(32)], bytes(16))
 FORMAT = Format(bytes(16))
 
 
@@ -109,23 +109,23 @@ def test_a_million_chunks_take_56_bytes_each():
 
 
 def test_a_pack_gives_back_its_chunks_and_its_entries(tmp_path):
-    writer = PackWriter(KEYS, tmp_path / "pack")
+    writer = PackWriter(KEYS.newest, tmp_path / "pack")
     chunks = [random.Random(n).randbytes(n * 100) for n in range(1, 6)]
     for chunk in chunks:
-        writer.append(KEYS.chunk_id(chunk), chunk, len(chunk), RAW)
+        writer.append(KEYS.newest.chunk_id(chunk), chunk, len(chunk), RAW)
     pack = writer.finish()
 
     data = (tmp_path / "pack").read_bytes()
-    reader = PackReader(KEYS, pack.info.name)
+    reader = PackReader(KEYS, pack.info)
     index = Index.build((pack.info,), reader.footer(data))
 
     assert len(data) == pack.info.size
     for chunk in chunks:
-        place = index.locate(KEYS.chunk_id(chunk))
+        place = index.locate(KEYS.newest.chunk_id(chunk))
         record = memoryview(data)[place.offset : place.offset + 48 + place.stored]
         assert bytes(reader.chunk(record, place)) == chunk
     with pytest.raises(IntegrityError):
-        PackReader(KEYS, bytes(16)).footer(data)
+        PackReader(KEYS, PackInfo(bytes(16), len(data))).footer(data)
 
 
 CUT_POINTS = [1215668, 704618, 3023302, 477063, 1337984, 2182647]

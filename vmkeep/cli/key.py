@@ -13,6 +13,7 @@ from vmkeep.cli.console import local_time, out, print_json, print_table, warn
 from vmkeep.cli.secret import Given, ask
 from vmkeep.operations import repositories
 from vmkeep.repository import Repository, generate_key_file, list_slots
+from vmkeep.units import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -95,6 +96,51 @@ def check(file: FleetFile, given: Given, *, as_json: bool) -> None:
         print_json({"store": url, "opens": opened})
     else:
         out().print(f"this key opens {url}: slot {', '.join(opened)}", markup=False)
+
+
+def rotate(file: FleetFile, given: Given, *, as_json: bool) -> None:
+    """Begin a new data epoch.
+
+    Raises:
+        AccessError: the key opens no slot.
+        ConflictError: somebody else began one at the same time.
+    """
+    repository, secret = _open(file, given)
+    with repository:
+        slot, ended = repository.begin_epoch(secret)
+        epoch, url = repository.keys.newest.epoch, repository.store.url
+    if as_json:
+        print_json({"store": url, "epoch": epoch, "slot": slot, "ended": ended})
+        return
+    out().print(
+        f"what is written to {url} from now on is encrypted with new keys (data epoch {epoch}), which slot "
+        f"{slot} opens; what was written before stays as it is",
+        markup=False,
+    )
+    if ended:
+        warn(f"{', '.join(ended)}: these slots ended; add them again with 'vmkeep key add'")
+    warn("only one slot opens the new epoch: add another with 'vmkeep key add', and keep it elsewhere")
+
+
+def reencrypt(file: FleetFile, *, as_json: bool) -> None:
+    """Write again, with the newest keys, what earlier data epochs stored and recovery points need.
+
+    Raises:
+        IntegrityError: stored data is damaged; nothing is deleted then.
+        TemporaryError: the store is away; another call carries on.
+    """
+    with repositories.open_repository(file) as repository:
+        done = repository.collect(renew=True)
+        left = repository.old_packs()
+    if as_json:
+        print_json({"rewritten": done.repacked.size, "freed": done.size, "left": left})
+        return
+    out().print(
+        f"{format_size(done.repacked.size)} in {done.repacked.packs} pack(s) were written with new keys, "
+        f"{format_size(done.size)} freed; {left} pack(s) of earlier data epochs are left"
+    )
+    if left:
+        warn("backups or restores are under way, or packs are locked: call it again later")
 
 
 def _open(file: FleetFile, given: Given) -> tuple[Repository, Opener]:

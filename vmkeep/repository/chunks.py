@@ -106,7 +106,7 @@ class Chunks:
         try:
             length = footer_length(self._store.get(layout.pack(pack.name), pack.size - TRAILER.size))
             start = pack.size - length - TRAILER.size
-            self._reader(pack.name).footer(self._store.get(layout.pack(pack.name), max(0, start)))
+            self._reader(pack).footer(self._store.get(layout.pack(pack.name), max(0, start)))
         except NotFoundError:
             raise IntegrityError(f"pack {pack.name.hex()} is missing") from None
 
@@ -120,9 +120,9 @@ class Chunks:
             TemporaryError: the store is away.
         """
         first, last = run[0], run[-1]
-        reader = self._reader(first.pack.name)
         length = last.offset + RECORD.size + last.stored - first.offset
         try:
+            reader = self._reader(first.pack)
             view = memoryview(self._store.get(layout.pack(first.pack.name), first.offset, length))
         except NotFoundError:
             for each in run:
@@ -180,10 +180,10 @@ class Chunks:
                     return fetched
         return unread
 
-    def _reader(self, name: bytes) -> PackReader:
+    def _reader(self, pack: PackInfo) -> PackReader:
         with self._lock:
-            reader = self._packs.pop(name, None) or PackReader(self._keys, name)
-            self._packs[name] = reader
+            reader = self._packs.pop(pack.name, None) or PackReader(self._keys, pack)
+            self._packs[pack.name] = reader
             if len(self._packs) > _READERS:
                 self._packs.popitem(last=False)
             return reader

@@ -75,6 +75,8 @@ class How:
     dead_after: timedelta
     repack_below: float
     """Rewrite packs of which less than this share (0 to 1) is needed."""
+    renew: bool = False
+    """Rewrite also all packs of earlier data epochs."""
 
 
 class Collector:
@@ -113,10 +115,11 @@ class Collector:
 
     def _repack(self, alive: tuple[Visitor, ...]) -> Repacked:
         # Two that rewrite the same packs at once harm nothing, and do the work twice.
-        if not self._how.repack_below or any(each.role == "repacker" for each in alive):
+        if not (self._how.repack_below or self._how.renew) or any(each.role == "repacker" for each in alive):
             return Repacked()
+        how = self._how
         return repack(
-            self._repository, self._survey.needed(), below=self._how.repack_below, now=self._how.now
+            self._repository, self._survey.needed(), below=how.repack_below, now=how.now, renew=how.renew
         )
 
     def _condemn(self, alive: tuple[Visitor, ...]) -> None:
@@ -256,10 +259,11 @@ def collect(
     now: datetime | None = None,
     dead_after: timedelta = DEAD_AFTER,
     repack_below: float = 0.0,
+    renew: bool = False,
 ) -> Collected:
     """Delete what no point needs; see `Repository.collect`."""
     repository.format.require("collect")
-    return Collector(repository, How(now or datetime.now(UTC), dead_after, repack_below)).run()
+    return Collector(repository, How(now or datetime.now(UTC), dead_after, repack_below, renew)).run()
 
 
 def _packs(repository: Repository) -> dict[bytes, int]:

@@ -14,7 +14,7 @@ from vmkeep.repository.collections import Collections
 from vmkeep.repository.decision import VOID_SIZE
 from vmkeep.repository.forgotten import forgotten_sessions
 from vmkeep.repository.index import Index, PackInfo
-from vmkeep.repository.pack import TRAILER, PackReader, footer_length
+from vmkeep.repository.pack import HEADER, TRAILER, PackReader, epoch_of, footer_length
 from vmkeep.repository.parallel import TRANSFERS, in_order
 
 if TYPE_CHECKING:
@@ -234,5 +234,5 @@ class CommittedIndex:
                 trailer = self._store.get(info.key, info.size - TRAILER.size)
                 length = footer_length(trailer) + TRAILER.size
                 footer = self._store.get(info.key, max(0, info.size - length))
-                entries = PackReader(self._keys, name).footer(footer)
-                yield Index.build((PackInfo(name, info.size),), entries)
+                pack = PackInfo(name, info.size, epoch_of(self._store.get(info.key, 0, HEADER.size)))
+                yield Index.build((pack,), PackReader(self._keys, pack).footer(footer))

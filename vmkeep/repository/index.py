@@ -18,14 +18,20 @@ import numpy as np
 from vmkeep.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from vmkeep.repository.crypto import Buffer
 
 ENTRY: Final = np.dtype(
     [("id", "u1", (32,)), ("pack", "<u4"), ("offset", "<u4"), ("stored", "<u4"), ("raw", "<u4")]
 )
 _PACK: Final = struct.Struct("<16sQ")
+_SIZE_BITS: Final = 56
+"""Of the size in a table of packs; above it is the epoch less one."""
+PACK_SIZE: Final = _PACK.size
+"""Bytes of a pack in a table of packs."""
 _COUNT: Final = struct.Struct("<I")
 
 
@@ -36,6 +42,18 @@ class PackInfo:
     name: bytes
     """16 bytes."""
     size: int
+    epoch: int = 1
+    """The data epoch whose keys it is encrypted with."""
+
+    def encode(self) -> bytes:
+        """Return it as it stands in a table of packs."""
+        return _PACK.pack(self.name, self.size | (self.epoch - 1) << _SIZE_BITS)
+
+    @classmethod
+    def table(cls, data: Buffer) -> Iterator[PackInfo]:
+        """Yield the packs in a table."""
+        for name, size in _PACK.iter_unpack(data):
+            yield cls(name, size & (1 << _SIZE_BITS) - 1, (size >> _SIZE_BITS) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +174,7 @@ class Index:
 
     def encode(self) -> bytes:
         """Return the index as bytes; see `docs/format.md`."""
-        table = b"".join(_PACK.pack(pack.name, pack.size) for pack in self.packs)
+        table = b"".join(pack.encode() for pack in self.packs)
         head = _COUNT.pack(len(self.packs)) + table + _COUNT.pack(len(self.entries))
         return head + self.entries.tobytes()
 
@@ -170,9 +188,7 @@ class Index:
         try:
             (count,) = _COUNT.unpack_from(data)
             table = _COUNT.size + count * _PACK.size
-            packs = tuple(
-                PackInfo(*_PACK.unpack_from(data, _COUNT.size + i * _PACK.size)) for i in range(count)
-            )
+            packs = tuple(PackInfo.table(memoryview(data)[_COUNT.size : table]))
             (length,) = _COUNT.unpack_from(data, table)
             entries = np.frombuffer(data, ENTRY, length, table + _COUNT.size)
         except (struct.error, ValueError) as error:

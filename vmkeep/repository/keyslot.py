@@ -36,6 +36,9 @@ _OPENS_WITH: Final = {"hkdf": "a key file", "scrypt": "a passphrase", "kms": "AW
 def wrap(master: bytes, secret: Opener, slot: str, format_object: bytes, *, cost: int = SCRYPT_COST) -> bytes:
     """Return the object at `keys/<slot>`; it also holds a digest of the `format` object.
 
+    Args:
+        slot: what is behind `keys/` in its name.
+
     Raises:
         AccessError, InputError, TemporaryError: the service that is to wrap it does not.
     """
@@ -72,7 +75,7 @@ def unwrap(data: bytes, secret: Opener, slot: str, format_object: bytes) -> byte
     try:
         inside = cipher.decrypt(_NONCE, bytes.fromhex(record["wrapped"]), _binding(slot))
     except InvalidTag:
-        raise AccessError(f"wrong key: it does not open slot {slot!r} of the repository") from None
+        raise AccessError(f"wrong key: it does not open slot {_name(slot)!r} of the repository") from None
     if inside[KEY_SIZE:] != hashlib.sha256(format_object).digest():
         raise IntegrityError("the repository's format object is damaged: it is not the one that was written")
     return inside[:KEY_SIZE]
@@ -103,7 +106,8 @@ def _wrapping_key(record: dict[str, Any], secret: Opener, slot: str, format_obje
         case "scrypt", Secret(strong=False):
             return _stretch(secret, salt, record)
     raise AccessError(
-        f"wrong key: slot {slot!r} of the repository opens with {_OPENS_WITH[way]}, not with what was given"
+        f"wrong key: slot {_name(slot)!r} of the repository opens with {_OPENS_WITH[way]}, "
+        "not with what was given"
     )
 
 
@@ -111,7 +115,7 @@ def _data_key(record: dict[str, Any], service: KeyService, slot: str, format_obj
     try:
         return service.open_key(bytes.fromhex(record["data_key"]), Format.decode(format_object).repository)
     except AccessError as error:
-        raise AccessError(f"slot {slot!r}, which was wrapped by {record['key']}: {error}") from error
+        raise AccessError(f"slot {_name(slot)!r}, which was wrapped by {record['key']}: {error}") from error
 
 
 def _stretch(secret: Secret, salt: bytes, way: dict[str, Any]) -> bytes:
@@ -121,6 +125,10 @@ def _stretch(secret: Secret, salt: bytes, way: dict[str, Any]) -> bytes:
 
 def _binding(slot: str) -> bytes:
     return b"vmkeep/1/slot\0" + slot.encode()
+
+
+def _name(slot: str) -> str:
+    return slot.rpartition("/")[2]
 
 
 def _check(record: dict[str, Any]) -> str:

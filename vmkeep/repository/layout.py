@@ -11,6 +11,7 @@ from vmkeep.errors import InputError
 
 FORMAT: Final = "format"
 KEYS: Final = "keys/"
+EPOCHS: Final = "keys/epochs/"
 OPEN: Final = "open/"
 PACKS: Final = "packs/"
 INDEX: Final = "index/"
@@ -60,9 +61,21 @@ def is_session_id(text: str) -> bool:
     return _SESSION.fullmatch(text) is not None
 
 
-def key_slot(slot: str) -> str:
-    """Return the key of a key slot."""
-    return f"{KEYS}{check_name('key slot', slot)}"
+def key_slot(slot: str, epoch: str = "") -> str:
+    """Return the key of a key slot.
+
+    Args:
+        epoch: the id of its data epoch; the first has none.
+    """
+    check_name("key slot", slot)
+    if slot == EPOCHS.removeprefix(KEYS).rstrip("/"):
+        raise InputError(f"{slot!r} cannot be the name of a key slot: choose another")
+    return f"{KEYS}{epoch}/{slot}" if epoch else f"{KEYS}{slot}"
+
+
+def epoch(number: int) -> str:
+    """Return the key of the record that begins a data epoch, which are counted from 1; the first has none."""
+    return f"{EPOCHS}{number:08d}"
 
 
 def open_record(session: str) -> str:

@@ -2,8 +2,8 @@
 
     "VMKMERG" 0x01 | length of the header u32 | BLAKE3 of header and tables 32
     header            JSON: the index objects it was made of, the dead packs, how many of everything
-    table             name 16 | size u64      the packs that each index object mentions, one behind another
-    table             name 16 | size u64      the packs of the merged index
+    table             as in an index object   the packs that each index object mentions, one behind another
+    table             as in an index object   the packs of the merged index
     prefixes          u64, sorted             the first eight bytes of the ids
     entries           see `index`             in the same order
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from blake3 import blake3
 
-from vmkeep.repository.index import ENTRY, Index, PackInfo
+from vmkeep.repository.index import ENTRY, PACK_SIZE, Index, PackInfo
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 _MAGIC: Final = b"VMKMERG\x01"
 _HEAD: Final = struct.Struct("<8sI32s")
-_PACK: Final = struct.Struct("<16sQ")
 _PREFIX: Final = np.dtype("<u8")
 _BLOCK: Final = 64 * 1024
 """Entries that are put in order at once."""
@@ -89,10 +88,10 @@ def _read(file: BinaryIO, path: Path) -> Merged | None:
         return None
     header = file.read(length)
     fields = json.loads(header)
-    tables = file.read(_PACK.size * (sum(fields["counts"]) + fields["packs"]))
+    tables = file.read(PACK_SIZE * (sum(fields["counts"]) + fields["packs"]))
     if blake3(header + tables).digest() != digest:
         return None
-    packs = (PackInfo(*each) for each in _PACK.iter_unpack(tables))
+    packs = PackInfo.table(tables)
     mentioned = {
         key: tuple(islice(packs, count)) for key, count in zip(fields["keys"], fields["counts"], strict=True)
     }
@@ -187,7 +186,7 @@ def _gathered(
 
 
 def _table(packs: Iterable[PackInfo]) -> bytes:
-    return b"".join(_PACK.pack(pack.name, pack.size) for pack in packs)
+    return b"".join(pack.encode() for pack in packs)
 
 
 def _aligned(size: int) -> int:

@@ -49,10 +49,13 @@ class Needed:
         used = np.unique(self.index.entries["pack"][self.entries])
         return frozenset(self.index.packs[int(number)].name for number in used)
 
-    def sparse(self, below: float) -> Iterator[tuple[list[Location], int]]:
+    def sparse(self, below: float, *, before: int = 0) -> Iterator[tuple[list[Location], int]]:
         """Yield the needed chunks of each pack of whose bytes less than *below* (0 to 1) are needed.
 
         Packs of which nothing is needed are left out.
+
+        Args:
+            before: those of earlier data epochs than this one are rewritten, however much of them is needed.
 
         Yields:
             The chunks in order of offset, and the bytes that they take in the pack.
@@ -61,7 +64,8 @@ class Needed:
         sizes = entries["stored"].astype(np.int64) + RECORD.size
         all_of = np.bincount(entries["pack"], sizes, len(self.index.packs))
         needed = np.bincount(entries["pack"], sizes * self.entries, len(self.index.packs))
-        chosen = (needed > 0) & (needed < below * all_of)
+        old = np.array([pack.epoch < before for pack in self.index.packs], bool)
+        chosen = (needed > 0) & ((needed < below * all_of) | old)
         rows = np.flatnonzero(self.entries & chosen[entries["pack"]])
         rows = rows[np.lexsort((entries["offset"][rows], entries["pack"][rows]))]
         for pack, part in groupby(rows.tolist(), key=lambda at: int(entries["pack"][at])):

@@ -1,6 +1,6 @@
 """Packs: many sealed chunks in one object.
 
-    "VMKPACK" 0x01 | name 16 | 8 zeros                              header, 32 bytes
+    "VMKPACK" 0x01 | name 16 | epoch - 1 u8 | 7 zeros               header, 32 bytes
     record header 48 | AES-256-GCM(chunk or zstd frame)             for each chunk
     AES-256-GCM(record headers and their offsets)                   footer
     footer length u32 | records u32 | "VMKFOOT" 0x01                trailer, 16 bytes
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vmkeep.repository.crypto import Buffer, Keys
+    from vmkeep.repository.crypto import Buffer, EpochKeys, Keys
     from vmkeep.repository.index import Location
 
-HEADER: Final = struct.Struct("<8s16s8x")
+HEADER: Final = struct.Struct("<8s16sB7x")
 RECORD: Final = struct.Struct("<32sIIIB3x")
 """Id, number, bytes that follow, bytes of the chunk, codec."""
 TRAILER: Final = struct.Struct("<II8s")
@@ -63,7 +63,8 @@ class PackWriter:
         path: where to write; must not exist.
     """
 
-    def __init__(self, keys: Keys, path: Path) -> None:
+    def __init__(self, keys: EpochKeys, path: Path) -> None:
+        self._epoch = keys.epoch
         self.name = secrets.token_bytes(16)
         self.path = path
         self._binding = keys.binding("pack", self.name)
@@ -71,7 +72,7 @@ class PackWriter:
         self._file = path.open("xb", buffering=0)
         self._entries: list[tuple[bytes, int, int, int]] = []
         self.size = 0
-        self._write(HEADER.pack(MAGIC, self.name))
+        self._write(HEADER.pack(MAGIC, self.name, keys.epoch - 1))
 
     def append(self, chunk: bytes, data: Buffer, raw: int, codec: int) -> int:
         """Encrypt and write one chunk, and return what it takes, in bytes.
@@ -111,7 +112,7 @@ class PackWriter:
         self._write(sealed, TRAILER.pack(len(sealed), len(entries), FOOT))
         os.fsync(self._file.fileno())
         self._file.close()
-        return FinishedPack(PackInfo(self.name, self.size), entries)
+        return FinishedPack(PackInfo(self.name, self.size, self._epoch), entries)
 
     def abandon(self) -> None:
         """Close and remove the file."""
@@ -129,12 +130,19 @@ class PackWriter:
 
 
 class PackReader:
-    """Opens the records of one pack."""
+    """Opens the records of one pack.
 
-    def __init__(self, keys: Keys, name: bytes) -> None:
+    Raises:
+        IntegrityError: there is no such data epoch.
+        AccessError: the keys of its epoch are not known.
+    """
+
+    def __init__(self, keys: Keys, pack: PackInfo) -> None:
         self._keys = keys
-        self._binding = keys.binding("pack", name)
-        self._cipher = keys.pack_cipher(name)
+        self._epoch = pack.epoch
+        its = keys.of(pack.epoch)
+        self._binding = its.binding("pack", pack.name)
+        self._cipher = its.pack_cipher(pack.name)
 
     def chunk(self, record: memoryview, wanted: Location) -> Buffer:
         """Return the bytes of the chunk *wanted* from its record.
@@ -164,7 +172,7 @@ class PackReader:
         except InvalidTag:
             raise IntegrityError("the record does not authenticate") from None
         data = decompress(frame, codec, raw)
-        if len(data) != raw or self._keys.chunk_id(data) != chunk:
+        if len(data) != raw or not self._keys.is_id(chunk, data, self._epoch):
             raise IntegrityError("the bytes do not hash to the chunk's id")
         return data, frame, codec
 
@@ -182,6 +190,18 @@ class PackReader:
             raise IntegrityError("the pack's footer does not authenticate") from None
         size = TRAILER.unpack(data[-TRAILER.size :])[1] * ENTRY.itemsize
         return np.frombuffer(decompress(plain, ZSTD, size), ENTRY)
+
+
+def epoch_of(header: bytes) -> int:
+    """Return the data epoch that the beginning of a pack names.
+
+    Raises:
+        IntegrityError: this is no pack.
+    """
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
+        raise IntegrityError("the pack's header is damaged or cut off")
+    epoch: int = HEADER.unpack_from(header)[2]
+    return epoch + 1
 
 
 def footer_length(trailer: bytes) -> int:

@@ -15,7 +15,7 @@ from vmkeep.repository.spool import spooling
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vmkeep.repository.crypto import Buffer, Keys
+    from vmkeep.repository.crypto import Buffer, EpochKeys, Keys
     from vmkeep.repository.index import Index, PackInfo
     from vmkeep.repository.pack import FinishedPack
     from vmkeep.repository.spool import Spool
@@ -50,7 +50,8 @@ class Packer:
     ) -> None:
         self.packs: dict[bytes, FinishedPack] = {pack.info.name: pack for pack in spool.packs()}
         """The finished packs of this session by name."""
-        self._keys = keys
+        # One epoch for all: what this session stored is found by the ids of the same keys.
+        self._keys = self._names = keys.newest
         self._spool = spool
         self._known = known
         self._most = most
@@ -65,13 +66,17 @@ class Packer:
         """Tell whether the chunk is stored, by this session or one that committed before it began."""
         return chunk in self._new or chunk in self._known
 
+    def name_by(self, keys: EpochKeys) -> None:
+        """Give chunks the ids of this data epoch from now on, to store again what was lost of it."""
+        self._names = keys
+
     def put(self, data: Buffer) -> Stored:
         """Store a chunk unless it is there.
 
         Raises:
             TemporaryError: the spool's disk is full, now or earlier: the session must be resumed.
         """
-        chunk = self._keys.chunk_id(data)
+        chunk = self._names.chunk_id(data)
         if self.has(chunk):
             return Stored(chunk, 0)
         body, codec = compress(data)

@@ -57,13 +57,18 @@ class Repacked:
     """Why packs were left as they are: a needed chunk of theirs cannot be read."""
 
 
-def repack(repository: Repository, needed: Needed, *, below: float, now: datetime) -> Repacked:
+def repack(
+    repository: Repository, needed: Needed, *, below: float, now: datetime, renew: bool = False
+) -> Repacked:
     """Copy what is *needed* out of the packs of which less than *below* (0 to 1) is, into new packs.
+
+    Args:
+        renew: also out of all packs of earlier data epochs, so that it is encrypted with the newest keys.
 
     Raises:
         TemporaryError: a store or the local disk is away or full; nothing has changed.
     """
-    sparse = [*needed.sparse(below)]
+    sparse = [*needed.sparse(below, before=repository.keys.newest.epoch if renew else 0)]
     if not sparse:
         return Repacked()
     # Newer than what it replaces, also where the clock is not right.
@@ -144,13 +149,13 @@ class _Repack:
 
     def _read(self, chunks: Sequence[Location]) -> list[_Body]:
         """Return the chunks as they were compressed; each was checked against its id."""
-        pack = chunks[0].pack.name
+        pack = chunks[0].pack
         reader = PackReader(self._keys, pack)
         bodies: list[_Body] = []
         for run in self._repository.trees.chunks.runs_of(chunks):
             start = run[0].offset
             length = run[-1].offset + RECORD.size + run[-1].stored - start
-            data = memoryview(self._store.get(layout.pack(pack), start, length))
+            data = memoryview(self._store.get(layout.pack(pack.name), start, length))
             for each in run:
                 at = each.offset - start
                 bodies.append((each, *self._body(reader, data[at : at + RECORD.size + each.stored], each)))
@@ -170,7 +175,7 @@ class _Repack:
     def _append(self, location: Location, body: Buffer, codec: int) -> None:
         with spooling(self._spool.folder / "packs"):
             if self._current is None:
-                self._current = PackWriter(self._keys, self._spool.new_pack())
+                self._current = PackWriter(self._keys.newest, self._spool.new_pack())
             self._current.append(location.id, body, location.raw, codec)
         if self._current.full(self._repository.format.pack_most):
             self._finish()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep.disks import scratch
 from vmkeep.errors import IntegrityError, NotFoundError, VmkeepError
-from vmkeep.repository import layout, presence
+from vmkeep.repository import layout, presence, sealed
 from vmkeep.repository.copy import origin, origins
 from vmkeep.repository.decision import Decision, decide
 from vmkeep.repository.index import Index
@@ -100,6 +100,8 @@ class _Repair:
             finished=self._finished,
         )
         self._size = 0
+        self._epoch = repository.keys.newest
+        """That of the point at hand: its chunks must get the ids that they have in it."""
 
     def run(self, concerned: Iterable[tuple[str, str, str]]) -> Repaired:
         done, left = [], []
@@ -134,6 +136,10 @@ class _Repair:
             IntegrityError: the copy is damaged too, or holds something else.
         """
         point = self._repository.point(vm, session)
+        self._epoch = self._repository.keys.of(
+            sealed.epoch_of(self._repository.store.get(layout.decision(vm, session)))
+        )
+        self._packer.name_by(self._epoch)
         twin = self._twin(point)
         ours, theirs = point.components[component], twin.components.get(component)
         if theirs is None:
@@ -152,7 +158,7 @@ class _Repair:
 
     def _same(self, ours: SavedComponent, theirs: SavedComponent) -> bool:
         """Save *theirs* here; tell whether that gives *ours*."""
-        repository, format_ = self._repository, self._repository.format
+        format_ = self._repository.format
         for name, disk in ours.disks.items():
             if name not in theirs.disks:
                 return False
@@ -165,7 +171,7 @@ class _Repair:
             if name not in theirs.streams:
                 return False
             blocks = self._copy.read_stream(theirs.streams[name])
-            again, stats = save_stream(blocks, self._packer, format_, repository.keys.cut)
+            again, stats = save_stream(blocks, self._packer, format_, self._epoch.cut)
             self._size += stats.stored
             if again != stream:
                 return False

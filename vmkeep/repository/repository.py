@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
-from vmkeep.repository import keyslot, layout, pins, sealed, slots
+from vmkeep.repository import epochs, keyslot, layout, pins, runs, slots
 from vmkeep.repository.begin import begin
 from vmkeep.repository.check import PackFault, missing_packs
 from vmkeep.repository.chunks import Chunks
 from vmkeep.repository.collect import DEAD_AFTER, Collected, Unneeded, collect, unneeded
 from vmkeep.repository.committed import CommittedIndex, PointInfo, list_points
 from vmkeep.repository.crypto import KEY_SIZE, Keys
-from vmkeep.repository.decision import decode
 from vmkeep.repository.forgotten import forget
 from vmkeep.repository.format import Format
 from vmkeep.repository.holds import Hold, hold, holds, release
-from vmkeep.repository.manifest import Point
-from vmkeep.repository.parallel import TRANSFERS, in_order
+from vmkeep.repository.points import Points
 from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.repository.read_stream import read_stream
-from vmkeep.repository.records import from_json, to_json
 from vmkeep.repository.restore_disk import restore_disk
 from vmkeep.repository.scrub import ScrubReport, scrub
 from vmkeep.repository.session import SPOOL_LIMIT, Origin
@@ -31,7 +29,7 @@ from vmkeep.repository.verify import Sample, VerifyReport, verify
 from vmkeep.stores.probe import probe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from datetime import timedelta
     from pathlib import Path
@@ -40,26 +38,36 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.device import DiskTarget
     from vmkeep.repository.index import Index
-    from vmkeep.repository.manifest import DiskRef, StreamRef
+    from vmkeep.repository.manifest import DiskRef, Point, StreamRef
     from vmkeep.repository.secret import Opener
     from vmkeep.repository.session import Session
     from vmkeep.stores.base import Store
-
-_TIME: Final = len("20260101T010000123Z-")
-"""How much of a session's id is its time."""
 
 
 class Repository:
     """A repository that was opened with a secret. Safe to use from several threads."""
 
-    def __init__(self, store: Store, format_: Format, master: bytes, *, cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        format_: Format,
+        masters: Sequence[bytes],
+        *,
+        more: Callable[[], Sequence[bytes]] | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """Made by `init` and `open`.
+
+        Args:
+            masters: the master keys of all data epochs.
+            more: returns them anew, with those of epochs that were begun since.
+        """
         self.store = store
         self.format = format_
-        self.keys = Keys.from_master(master, format_.repository)
+        self.keys = Keys(masters, format_.repository, more)
         self.committed = CommittedIndex(store, self.keys, cache)
         self.trees = Trees(Chunks(store, self.keys, self._index), format_.disk_leaf)
-        self._master = master
-        self._points: dict[str, Point] = {}
+        self._points = Points(store, self.keys)
         self._probed = False
 
     @classmethod
@@ -88,9 +96,10 @@ class Repository:
         master = secrets.token_bytes(KEY_SIZE)
         taken = slots.names(store)
         wrapped = keyslot.wrap(master, secret, slot, data)
-        if taken or not _put_own(store, layout.key_slot(slot), wrapped):
+        if taken or not slots.put_own(store, layout.key_slot(slot), wrapped):
             raise InputError(f"{store.url} holds a repository already; open it, or use another place")
-        return cls(store, format_, master, cache=cache)
+        more = partial(slots.unlock, store, secret, None, data)
+        return cls(store, format_, (master,), more=more, cache=cache)
 
     @classmethod
     def open(
@@ -113,18 +122,17 @@ class Repository:
             raise NotFoundError(f"{store.url} holds no repository; make one with 'vmkeep init'") from None
         format_ = Format.decode(data)
         format_.require("read")
-        master = slots.unlock(store, secret, slot, data)
-        return cls(store, format_, master, cache=cache)
+        more = partial(slots.unlock, store, secret, slot, data)
+        return cls(store, format_, more(), more=more, cache=cache)
 
     def add_slot(self, slot: str, secret: Opener) -> None:
         """Let another secret open the repository too.
 
         Raises:
             InputError: the slot exists.
+            ConflictError: a new data epoch was begun meanwhile.
         """
-        wrapped = keyslot.wrap(self._master, secret, slot, self.store.get(layout.FORMAT))
-        if not _put_own(self.store, layout.key_slot(slot), wrapped):
-            raise InputError(f"the key slot {slot!r} exists in {self.store.url}; choose another name")
+        slots.add_slot(self.store, slot, secret, self.keys.masters, self.store.get(layout.FORMAT))
 
     def slots_opened_by(self, secret: Opener) -> list[str]:
         """Return the names of the key slots that *secret* opens."""
@@ -140,6 +148,29 @@ class Repository:
             NotFoundError: there is no such slot.
         """
         return slots.remove_slot(self.store, slot, secret, self.store.get(layout.FORMAT))
+
+    def begin_epoch(self, secret: Opener) -> tuple[str, list[str]]:
+        """Write everything from now on under a new master key; what is stored stays as it is, and readable.
+
+        Nothing is shared between epochs except what a backup inherits unread: the next one that reads a disk
+        whole stores it anew. Backups and restores may run meanwhile.
+
+        Args:
+            secret: the only one that opens the new epoch, until others are added.
+
+        Returns:
+            The name of its slot, and those of the slots that ended.
+
+        Raises:
+            AccessError: it opens no slot now.
+            ConflictError: another one was begun at the same time.
+        """
+        self.keys.learn()
+        _, slot, ended = slots.begin_epoch(
+            self.store, secret, self.keys.masters, self.store.get(layout.FORMAT)
+        )
+        self.keys.learn()
+        return slot, ended
 
     def begin(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
         self,
@@ -163,11 +194,13 @@ class Repository:
             ConflictError: another process uses the spool, or the session was declared dead: begin anew.
             InputError: the store is not fit for a repository, or the spool is another VM's.
             UnsupportedError: the repository has features that this vmkeep cannot write.
+            AccessError: a new data epoch was begun, which this key does not open.
         """
         self.format.require("write")
         if not self._probed:
             probe(self.store)
             self._probed = True
+        self._keep_up()
         return begin(self, Origin(vm, run, fleet), spool, spool_limit, moment or datetime.now(UTC))
 
     def list_points(self, vm: str | None = None) -> list[PointInfo]:
@@ -188,18 +221,7 @@ class Repository:
         Raises:
             IntegrityError: a point is damaged, and *damaged* is not given.
         """
-        infos = self.list_points(vm)
-        found = []
-        for info, point in zip(infos, in_order(self._try_point, infos, threads=TRANSFERS), strict=True):
-            if isinstance(point, Point):
-                found.append(point)
-            elif point is None:  # forgotten and removed since it was listed
-                continue
-            elif damaged is None:
-                raise point
-            else:
-                damaged(info, point)
-        return found
+        return self._points.all(vm, damaged)
 
     def load(self, info: PointInfo, body: bytes | None = None) -> Point:
         """Return the point of a listing.
@@ -211,13 +233,7 @@ class Repository:
             NotFoundError: it was forgotten and removed since.
             IntegrityError: it is damaged.
         """
-        point = self._points.get(info.key)
-        if point is None:
-            decided = decode(self.keys, info.key, body or self.store.get(info.key)).point
-            if decided is None:
-                raise IntegrityError(f"{info.key} is damaged: it is void, but not of a void's size")
-            point = self._points[info.key] = decided
-        return point
+        return self._points.load(info, body)
 
     def point(self, vm: str, session_id: str = "latest") -> Point:
         """Return one recovery point, by its session's id, the beginning of it, or `latest`.
@@ -229,25 +245,7 @@ class Repository:
             InputError: the beginning fits several.
             IntegrityError: it is damaged.
         """
-        infos = self.list_points(vm)
-        if session_id == "latest":
-            infos = infos[-1:]
-        else:
-            found = [info for info in infos if info.session.startswith(session_id)]
-            infos = found or [info for info in infos if self._copies(info, session_id)]
-        if not infos:
-            raise NotFoundError(f"{self.store.url} has no recovery point {session_id!r} of {vm}")
-        if len(infos) > 1:
-            names = ", ".join(info.session for info in infos[:5])
-            raise InputError(
-                f"{session_id!r} fits {len(infos)} recovery points of {vm}: {names}; write more of it"
-            )
-        return self.load(infos[0])
-
-    def _copies(self, info: PointInfo, session_id: str) -> bool:
-        """Tell whether it is a copy of that session, which has the same time."""
-        alike = len(session_id) > _TIME and info.session[:_TIME] == session_id[:_TIME]
-        return alike and self.load(info).copy_of.startswith(session_id)
+        return self._points.one(vm, session_id)
 
     def restore_disk(
         self,
@@ -394,6 +392,7 @@ class Repository:
         now: datetime | None = None,
         dead_after: timedelta = DEAD_AFTER,
         repack_below: float = 0.0,
+        renew: bool = False,
     ) -> Collected:
         """Delete what no recovery point needs; backups and restores may run meanwhile.
 
@@ -402,13 +401,20 @@ class Repository:
             dead_after: a session that began longer ago and is not decided is taken for dead. Whom it would
                 have to wait for otherwise, it leaves to a later collection.
             repack_below: packs of which less than this share (0 to 1) is needed are rewritten before.
+            renew: so are all packs of earlier data epochs, with the keys of the newest.
 
         Raises:
             IntegrityError: a point that is kept is damaged; nothing is deleted then.
             UnsupportedError: the repository has features that this vmkeep cannot collect.
             TemporaryError: the store is away; a later collection carries on.
         """
-        return collect(self, now=now, dead_after=dead_after, repack_below=repack_below)
+        self._keep_up()
+        return collect(self, now=now, dead_after=dead_after, repack_below=repack_below, renew=renew)
+
+    def old_packs(self) -> int:
+        """Return how many packs there are of earlier data epochs than the newest."""
+        packs = self.committed.refresh().packs
+        return sum(pack.epoch < self.keys.newest.epoch for pack in packs)
 
     def unneeded(self, *, without: frozenset[str] = frozenset(), repack_below: float = 0.0) -> Unneeded:
         """Return what `collect` would delete and rewrite; changes nothing.
@@ -424,12 +430,7 @@ class Repository:
         Raises:
             ConflictError: another record was kept under this id.
         """
-        key = layout.run(run_id)
-        body = to_json(dict(record))
-        if self.store.put_if_absent(key, sealed.seal(self.keys, "run", key, body)):
-            return
-        if sealed.unseal(self.keys, "run", key, self.store.get(key)) != body:
-            raise ConflictError(f"run {run_id} has another record in {self.store.url} already")
+        runs.put(self.store, self.keys, run_id, record)
 
     def runs(self) -> dict[str, dict[str, Any]]:
         """Return the records of all runs by id.
@@ -437,12 +438,7 @@ class Repository:
         Raises:
             IntegrityError: one is damaged.
         """
-        keys = [info.key for info in self.store.list(layout.RUNS)]
-        bodies = in_order(self.store.get, keys, threads=TRANSFERS)
-        return {
-            key.removeprefix(layout.RUNS): from_json(sealed.unseal(self.keys, "run", key, body), key)
-            for key, body in zip(keys, bodies, strict=True)
-        }
+        return runs.read(self.store, self.keys)
 
     def close(self) -> None:
         """Close the store."""
@@ -456,18 +452,10 @@ class Repository:
     ) -> None:
         self.close()
 
+    def _keep_up(self) -> None:
+        """Write with the keys of the newest data epoch, also if it was begun since this was opened."""
+        if epochs.newest(self.store)[0].number > self.keys.newest.epoch:
+            self.keys.learn()
+
     def _index(self, wider: bool) -> Index:  # noqa: FBT001  (one caller, which asks twice)
         return self.committed.widest() if wider else self.committed.current()
-
-    def _try_point(self, info: PointInfo) -> Point | IntegrityError | None:
-        try:
-            return self.load(info)
-        except NotFoundError:
-            return None
-        except IntegrityError as error:
-            return error
-
-
-def _put_own(store: Store, key: str, body: bytes) -> bool:
-    """Put a body that nobody else can have; one that is there already is ours, and its answer was lost."""
-    return store.put_if_absent(key, body) or store.get(key) == body

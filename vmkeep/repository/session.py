@@ -156,7 +156,7 @@ class Session:
             TemporaryError: as in `save_disk`.
         """
         repository = self._repository
-        return save_stream(blocks, self._packer, repository.format, repository.keys.cut, progress)
+        return save_stream(blocks, self._packer, repository.format, repository.keys.newest.cut, progress)
 
     def record(self, component: SavedComponent) -> None:
         """Keep a component that was saved; it survives a crash once this returns.

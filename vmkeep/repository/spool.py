@@ -15,20 +15,17 @@ import errno
 import fcntl
 import os
 import shutil
-import struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vmkeep.errors import ConflictError, TemporaryError, VmkeepError
-from vmkeep.repository.index import ENTRY, PackInfo
+from vmkeep.repository.index import ENTRY, PACK_SIZE, PackInfo
 from vmkeep.repository.pack import FinishedPack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-_SIZE: Final = struct.Struct("<Q")
 
 
 class Spool:
@@ -71,16 +68,15 @@ class Spool:
         written.replace(self.pack(pack.info.name))
         self._write(
             self._packs / f"{pack.info.name.hex()}.list",
-            _SIZE.pack(pack.info.size) + pack.entries.tobytes(),
+            pack.info.encode() + pack.entries.tobytes(),
         )
 
     def packs(self) -> Iterator[FinishedPack]:
         """Yield every pack of the session; what is in a pack without list was lost with the process."""
         for path in sorted(self._packs.glob("*.list")):
             data = path.read_bytes()
-            (size,) = _SIZE.unpack_from(data)
-            info = PackInfo(bytes.fromhex(path.stem), size)
-            yield FinishedPack(info, np.frombuffer(data, ENTRY, offset=_SIZE.size))
+            (info,) = PackInfo.table(data[:PACK_SIZE])
+            yield FinishedPack(info, np.frombuffer(data, ENTRY, offset=PACK_SIZE))
         for path in self._packs.glob("*.pack"):
             if not path.with_suffix(".list").exists():
                 path.unlink()

@@ -83,6 +83,40 @@ def check(  # noqa: PLR0913  (each is an option)
     carry_out(load(fleet, repository), Given(key_file, passphrase_env, kms), as_json=json)
 
 
+def rotate(  # noqa: PLR0913  (each is an option)
+    key_file: options.KeyFile = None,
+    passphrase_env: options.PassphraseVariable = None,
+    kms: options.KmsKey = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Encrypt with new keys what is written from now on, after a key got into wrong hands.
+
+    Only the key at hand (the fleet's, by default) opens the new data epoch; add the others again. What is
+    stored stays as it is, until 'vmkeep key reencrypt'. The next backup of each disk stores it whole.
+    """
+    from vmkeep.cli.fleet_file import load
+    from vmkeep.cli.key import rotate as carry_out
+    from vmkeep.cli.secret import Given
+
+    carry_out(load(fleet, repository), Given(key_file, passphrase_env, kms), as_json=json)
+
+
+def reencrypt(
+    fleet: options.Fleet = options.FLEET_FILE,
+    repository: options.Repository = None,
+    *,
+    json: options.Json = False,
+) -> None:
+    """Write with the newest keys what was stored before 'vmkeep key rotate', and delete the old packs."""
+    from vmkeep.cli.fleet_file import load
+    from vmkeep.cli.key import reencrypt as carry_out
+
+    carry_out(load(fleet, repository), as_json=json)
+
+
 class Role(StrEnum):
     """Whose credentials."""
 
@@ -134,6 +168,8 @@ def add_to(app: typer.Typer) -> None:
     )(add)
     key.command(epilog=examples("vmkeep key remove emergency"))(remove)
     key.command(epilog=examples("vmkeep key check", "vmkeep key check --key-file emergency.key"))(check)
+    key.command(epilog=examples("vmkeep key rotate", "vmkeep key rotate --key-file new.key"))(rotate)
+    key.command(epilog=examples("vmkeep key reencrypt"))(reencrypt)
     app.add_typer(key, name="key")
     app.command(
         epilog=examples(
