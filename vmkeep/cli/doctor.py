@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -42,6 +43,7 @@ _PINNED: Final = ("prefect", "fastapi", "sqlalchemy")
 """With other versions of these Prefect's server does not start, or silently schedules nothing."""
 _OURS: Final = ("flows", "tasks", "deployments")
 _LEAST_FREE: Final = 2 * GiB
+_MOST_SKEW: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +167,34 @@ def _fleet(path: Path) -> Iterator[Check]:
     try:
         file = load(path)
         yield Check("fleet file", good=True, found=f"{path}: fleet {file.fleet.fleet}")
-        yield _repository(file, "repository")
+        yield from _place(file, "repository")
         for name in file.fleet.repository.copies:
-            yield _repository(file.at(name), f"copy {name}")
+            yield from _place(file.at(name), f"copy {name}")
     except VmkeepError as error:
         yield Check("fleet and repository", good=False, found=str(error))
+
+
+def _place(file: FleetFile, what: str) -> Iterator[Check]:
+    yield _repository(file, what)
+    if file.fleet.repository.object_lock is not None:
+        yield _object_lock(file, f"object lock of {what}")
+
+
+def _object_lock(file: FleetFile, what: str) -> Check:
+    """Try a lock: with more rights than day by day, for a small object is deleted again."""
+    from vmkeep.stores.s3 import S3Store  # noqa: PLC0415  (boto3 takes 0.3 s to import)
+
+    try:
+        store = repositories.store_of(file)
+        if not isinstance(store, S3Store):
+            return Check(what, good=False, found=f"{store.url} is no bucket")
+        found, skew = store.lock_problems()
+    except VmkeepError as error:
+        return Check(what, good=False, found=str(error))
+    if abs(skew) > _MOST_SKEW:
+        away = f"{skew.total_seconds():.0f} s away from the service's"
+        found = (*found, f"this machine's clock is {away}: set it, for locks end by the service's")
+    return Check(what, good=not found, found="; ".join(found) or "a locked object was not deleted")
 
 
 def _repository(file: FleetFile, what: str) -> Check:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vmkeep import fleet as fleets
 from vmkeep.cli.console import print_json
 from vmkeep.errors import InputError
+from vmkeep.operations import repositories
 from vmkeep.operations.policy import Place
 from vmkeep.operations.policy import policy as policy_of
 from vmkeep.stores.naming import split_s3_url
@@ -32,4 +33,5 @@ def policy(
         )
     bucket, prefix = split_s3_url(config.store)
     place = Place(bucket, prefix, config.s3.region if config.s3 else None)
-    print_json(policy_of(role, place, principals=principals, conditional=conditional))
+    lock = repositories.lock_of(config)
+    print_json(policy_of(role, place, principals=principals, conditional=conditional, lock=lock))

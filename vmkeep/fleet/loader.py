@@ -15,7 +15,7 @@ from vmkeep.errors import FleetError, InputError, Problem
 from vmkeep.fleet import document, rules, secrets
 from vmkeep.fleet.document import Document, Finding
 from vmkeep.fleet.draft import Declared, draft, with_defaults
-from vmkeep.fleet.model import BEST, PRIMARY, Fleet
+from vmkeep.fleet.model import BEST, PRIMARY, Fleet, Place
 from vmkeep.fleet.schema import json_schema, keys_at
 from vmkeep.fleet.suggest import suggestion
 
@@ -56,7 +56,7 @@ class FleetFile:
                 f"{self.path}: repository.copies has no {repository!r}"
                 f"{suggestion(str(repository), [PRIMARY, *main.copies])}"
             )
-        place = {"store": copy.store, "key": copy.key, "s3": copy.s3, "kms": copy.kms, "object_lock": None}
+        place = {name: getattr(copy, name) for name in Place.model_fields}
         fleet = self.fleet.model_copy(update={"repository": main.model_copy(update=place)})
         return replace(self, fleet=fleet)
 

@@ -177,7 +177,7 @@ class ObjectLock(Model):
     mode: Literal["governance", "compliance"]
     """`governance`: privileged users can lift it; `compliance`: nobody can."""
     days: Annotated[int, Field(ge=1)]
-    """How long nothing can be deleted or overwritten."""
+    """How long nothing that a recovery point needs can be deleted, counted from the last `prune`."""
 
 
 class Ages(Model):
@@ -213,6 +213,8 @@ class Place(Model):
     """What opens the repository."""
     s3: S3 | None = None
     """How to reach the store, for `s3://` only."""
+    object_lock: ObjectLock | None = None
+    """Protection against deletion, for `s3://` only; the bucket must have object lock."""
     kms: Kms | None = None
     """How to reach AWS KMS, for `key: {kms: …}` and `vmkeep key add --kms`."""
 
@@ -229,8 +231,6 @@ class RepositoryConfig(Place):
 
     copies: dict[Name, CopyConfig] = {}
     """Further repositories, by name, that hold copies of the recovery points."""
-    object_lock: ObjectLock | None = None
-    """Protection against deletion, for `s3://` only."""
     retention: Retention | None = None
     """Which recovery points `prune` keeps; without it all."""
     repack: Share = 0.5

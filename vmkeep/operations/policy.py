@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
-from vmkeep.repository.roles import ROLES
+from vmkeep.repository.roles import COLLECTOR, EXTENDED, ROLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from vmkeep.stores import Lock
+
+_BEGINNING: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,12 @@ class Place:
 
 
 def policy(
-    role: str, place: Place, *, principals: Iterable[str] = (), conditional: bool = True
+    role: str,
+    place: Place,
+    *,
+    principals: Iterable[str] = (),
+    conditional: bool = True,
+    lock: Lock | None = None,
 ) -> dict[str, Any]:
     """Return the policy of *role*, one of `ROLES`: for a user, or for the bucket if *principals* are named.
 
@@ -35,6 +45,7 @@ def policy(
         principals: the ARNs of those who get the role.
         conditional: only allow puts of objects that do not exist. See: Amazon S3 User Guide, "Enforce
             conditional writes on Amazon S3 buckets". Services that do not know the condition deny every put.
+        lock: how objects are locked.
     """
     rights = ROLES[role]
     only_new = {"Condition": {"Null": {"s3:if-none-match": "false"}}} if conditional else {}
@@ -47,6 +58,8 @@ def policy(
     if rights.delete:
         resources = [*map(place.arn, rights.delete)]
         statements.append({"Sid": "Delete", "Action": "s3:DeleteObject", "Resource": resources})
+    if lock is not None:
+        statements += _locking(role, place, lock, below, conditional=conditional)
     who = {"Principal": {"AWS": sorted(principals)}} if principals else {}
     return {
         "Version": "2012-10-17",
@@ -55,6 +68,37 @@ def policy(
             for one in statements
         ],
     }
+
+
+def _locking(
+    role: str, place: Place, lock: Lock, below: dict[str, Any], *, conditional: bool
+) -> list[dict[str, Any]]:
+    """Return what a role needs beyond its rights where objects are locked; nobody may take a lock away."""
+    rights = ROLES[role]
+    locked = [key for key in rights.put if lock.covers(key)]
+    if role == COLLECTOR:
+        locked = sorted({*locked, *EXTENDED})
+    if not locked:
+        return []
+    # Otherwise somebody who took over could lock for a hundred years what then must be paid for.
+    most = lock.until(_BEGINNING) - _BEGINNING
+    limit = {"NumericLessThanEquals": {"s3:object-lock-remaining-retention-days": str(most.days + 1)}}
+    found: list[dict[str, Any]] = [
+        {
+            "Sid": "Lock",
+            "Action": "s3:PutObjectRetention",
+            "Resource": [*map(place.arn, locked)],
+            **({"Condition": limit} if conditional else {}),
+        }
+    ]
+    if role == COLLECTOR:
+        deleted = [*map(place.arn, rights.delete)]
+        found += [
+            {"Sid": "ReadLocks", "Action": "s3:GetObjectRetention", "Resource": [*map(place.arn, locked)]},
+            {"Sid": "ListVersions", "Action": "s3:ListBucketVersions", "Resource": place.arn(), **below},
+            {"Sid": "DeleteVersions", "Action": "s3:DeleteObjectVersion", "Resource": deleted},
+        ]
+    return found
 
 
 def _partition(region: str | None) -> str:

@@ -118,15 +118,18 @@ def told(space: Unneeded) -> str:
 
 
 def _free(run: Run) -> StepReport:
+    # First: a collection stops where something is damaged, and that must not let locks run out.
+    locks = run.repository.extend_locks()
     collected = run.repository.collect(
         dead_after=timedelta(seconds=run.request.dead_after), repack_below=run.file.fleet.repository.repack
     )
     done = collected.repacked
     return StepReport(
-        f"freed {told(Unneeded(collected.size, done.packs, done.size))}",
+        f"freed {told(Unneeded(collected.size, done.packs, done.size))}"
+        + (f"; {locks.extended} of {locks.looked} locks extended" if locks.looked else ""),
         freed=collected.size,
         stored=done.size,
-        details=tuple(_left(collected)),
+        details=(*(f"NOT locked on: {why}" for why in locks.refused), *_left(collected)),
     )
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from vmkeep.errors import InputError, UnsupportedError
 from vmkeep.operations.state import cache_folder
 from vmkeep.repository import Repository, parse_secret, read_key_file, read_key_variable
-from vmkeep.stores import S3Options, open_store
+from vmkeep.repository.roles import UNLOCKED
+from vmkeep.stores import Lock, S3Options, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from vmkeep.fleet import FleetFile
-    from vmkeep.fleet.model import KeyReference
+    from vmkeep.fleet.model import KeyReference, Place
     from vmkeep.repository import Opener
     from vmkeep.stores import Store
 
+_MODES: Final[dict[str, Literal["GOVERNANCE", "COMPLIANCE"]]] = {
+    "governance": "GOVERNANCE",
+    "compliance": "COMPLIANCE",
+}
 resolvers: Final[dict[str, Callable[[str], str]]] = {}
 """How references that need another program are looked up, by their key in the fleet file.
 
@@ -32,7 +37,8 @@ def store_of(file: FleetFile) -> Store:
         InputError: it is not there, or not reachable under this name.
     """
     config = file.fleet.repository
-    options = None
+    lock = lock_of(config)
+    options = S3Options(lock=lock)
     if config.s3 is not None:
         keys = {}
         if config.s3.credentials is not None:
@@ -45,9 +51,18 @@ def store_of(file: FleetFile) -> Store:
             region=config.s3.region,
             profile=config.s3.profile,
             ca_bundle=file.resolve(config.s3.ca_bundle) if config.s3.ca_bundle else None,
+            lock=lock,
             **keys,
         )
     return open_store(config.store, s3=options, base=file.path.absolute().parent)
+
+
+def lock_of(config: Place) -> Lock | None:
+    """Return how objects are locked."""
+    if config.object_lock is None:
+        return None
+    mode = _MODES[config.object_lock.mode]
+    return Lock(mode, config.object_lock.days, UNLOCKED)
 
 
 def secret_of(file: FleetFile) -> Opener:

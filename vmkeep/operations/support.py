@@ -47,9 +47,6 @@ def require_supported(file: FleetFile, vms: Iterable[str]) -> None:
 
 
 def _of_the_fleet(file: FleetFile) -> Iterator[str]:
-    repository = file.fleet.repository
-    if repository.object_lock is not None:
-        yield "repository.object_lock is not supported by this version: take it out to go without"
     if file.fleet.windows:
         yield "windows are not supported by this version: use the cron of the schedule"
     if "bandwidth" in file.fleet.limits:

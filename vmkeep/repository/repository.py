@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
-from vmkeep.repository import epochs, keyslot, layout, pins, runs, slots
+from vmkeep.repository import epochs, keyslot, layout, locks, pins, runs, slots
 from vmkeep.repository.begin import begin
 from vmkeep.repository.check import PackFault, missing_packs
 from vmkeep.repository.chunks import Chunks
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.device import DiskTarget
     from vmkeep.repository.index import Index
+    from vmkeep.repository.locks import Extended
     from vmkeep.repository.manifest import DiskRef, Point, StreamRef
     from vmkeep.repository.secret import Opener
     from vmkeep.repository.session import Session
@@ -410,6 +411,15 @@ class Repository:
         """
         self._keep_up()
         return collect(self, now=now, dead_after=dead_after, repack_below=repack_below, renew=renew)
+
+    def extend_locks(self, *, now: datetime | None = None) -> Extended:
+        """Lock on what recovery points need, where objects are locked and less is left than is promised.
+
+        Raises:
+            TemporaryError: the store is away; what was extended stays so.
+            AccessError: the credentials may not look at locks.
+        """
+        return locks.extend(self, now=now)
 
     def old_packs(self) -> int:
         """Return how many packs there are of earlier data epochs than the newest."""

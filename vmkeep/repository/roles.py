@@ -13,6 +13,9 @@ from typing import Final
 from vmkeep.repository import layout
 
 _PROBE: Final = "probe/"
+COLLECTOR: Final = "collector"
+UNLOCKED: Final = (layout.OPEN, _PROBE, layout.VERIFIED)
+"""What is deleted soon, and lost without harm: it is never locked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,11 @@ _DECISIONS: Final = (
     layout.INDEX, layout.POINTS, layout.REPACKED, layout.FORGOTTEN, layout.HOLDS, layout.COLLECTIONS,
 )  # fmt: skip
 
+EXTENDED: Final = (
+    layout.FORMAT, layout.KEYS, layout.INDEX, layout.POINTS, layout.REPACKED, layout.HOLDS, layout.PACKS,
+)  # fmt: skip
+"""What the collector locks on where objects are locked."""
+
 ROLES: Final = {
     # It must know what is stored already and what the last points hold, but never the data itself.
     # It cannot forget a point either: a tombstone is put by the collector.
@@ -48,7 +56,7 @@ ROLES: Final = {
     ),
     # It reads packs for the leaves of trees, puts VOID at the decisions of the dead, and tombstones. It puts
     # packs and an index where it rewrites those of which little is needed.
-    "collector": Rights(
+    COLLECTOR: Rights(
         read=(*_OPENING, *_DECISIONS, layout.OPEN, layout.PACKS, layout.RUNS),
         put=(
             layout.OPEN,

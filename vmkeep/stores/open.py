@@ -12,6 +12,7 @@ from vmkeep.stores.directory import DirectoryStore
 
 if TYPE_CHECKING:
     from vmkeep.stores.base import Store
+    from vmkeep.stores.lock import Lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class S3Options:
     access_key: str | None = None
     secret_key: str | None = None
     ca_bundle: Path | None = None
+    lock: Lock | None = None
+    """How objects are locked; the bucket must have object lock."""
 
     def __repr__(self) -> str:
         """Leave the credentials out: this may end up in a log."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import time
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -16,11 +17,14 @@ from urllib3.exceptions import HTTPError
 from vmkeep.errors import AccessError, InputError, NotFoundError, TemporaryError, VmkeepError
 from vmkeep.stores.base import ObjectInfo
 from vmkeep.stores.naming import check_key, split_s3_url
+from vmkeep.stores.s3_lock import BucketLock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from pathlib import Path
 
+    from vmkeep.stores.lock import Lock
     from vmkeep.stores.open import S3Options
 
 _CONNECT_TIMEOUT: Final = 10
@@ -51,11 +55,17 @@ class S3Store:
         self._bucket, self._prefix = split_s3_url(url)
         self._endpoint = options.endpoint_url or "AWS"
         self._client = _connect(options)
+        self._lock = BucketLock(self._client, self._bucket, options.lock) if options.lock else None
 
     @property
     def url(self) -> str:
         """The URL that was given."""
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
+
+    @property
+    def lock(self) -> Lock | None:
+        """How objects are locked when they are put."""
+        return self._lock.lock if self._lock is not None else None
 
     def put_if_absent(self, key: str, body: bytes | Path) -> bool:
         """See `Store`.
@@ -119,9 +129,38 @@ class S3Store:
         return iter(sorted(found, key=lambda info: info.key))
 
     def delete(self, key: str) -> None:
-        """See `Store`."""
+        """See `Store`.
+
+        Where objects are locked all versions are deleted, or none: `AccessError` says that one is locked.
+        """
         with self._translated("delete", key):
-            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+            if self._lock is not None:
+                self._lock.destroy(self._key(key))
+            else:
+                self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def locked_until(self, key: str) -> datetime | None:
+        """See `LockingStore`."""
+        with self._translated("read the lock of", key):
+            return self._lock.until(self._key(key)) if self._lock is not None else None
+
+    def extend_lock(self, key: str, until: datetime) -> None:
+        """See `LockingStore`."""
+        if self._lock is None:
+            raise InputError(f"{self.url} was opened without a lock")
+        with self._translated("lock", key):
+            self._lock.extend(self._key(key), until)
+
+    def lock_problems(self) -> tuple[tuple[str, ...], timedelta]:
+        """Try whether locks work; takes some seconds.
+
+        Returns:
+            What is wrong, and how far this machine's clock is ahead of the service's.
+        """
+        with self._translated("try the locks of", ""):
+            if self._lock is None:
+                return (), timedelta()
+            return tuple(self._lock.problems(self._prefix)), self._lock.skew()
 
     def close(self) -> None:
         """Close the connections."""
@@ -142,11 +181,14 @@ class S3Store:
             return True
 
     def _put(self, key: str, body: bytes | Path) -> None:
+        how = {"Bucket": self._bucket, "Key": self._key(key), "IfNoneMatch": "*"}
+        if self._lock is not None:
+            how |= self._lock.for_put(key)
         if isinstance(body, bytes):
-            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=body, IfNoneMatch="*")
+            self._client.put_object(Body=body, **how)
             return
         with body.open("rb") as file:  # botocore seeks back to repeat
-            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=file, IfNoneMatch="*")
+            self._client.put_object(Body=file, **how)
 
     @contextlib.contextmanager
     def _translated(self, verb: str, key: str) -> Iterator[None]:

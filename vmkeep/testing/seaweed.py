@@ -64,16 +64,18 @@ class Seaweed:
             client.create_bucket(Bucket=name)
         return name
 
-    def new_locked_bucket(self, mode: str) -> str:
-        """Create a bucket that locks every object for a day, and return its name.
+    def new_locked_bucket(self, mode: str | None) -> str:
+        """Create a bucket with object lock, and return its name.
 
         Args:
-            mode: `GOVERNANCE` or `COMPLIANCE`.
+            mode: `GOVERNANCE` or `COMPLIANCE`: it locks every object for a day; `None`: what asks for it.
         """
         name = f"vmkeep-{secrets.token_hex(6)}"
         rule = {"DefaultRetention": {"Mode": mode, "Days": 1}}
         with contextlib.closing(self._client()) as client:
             client.create_bucket(Bucket=name, ObjectLockEnabledForBucket=True)
+            if mode is None:
+                return name
             client.put_object_lock_configuration(
                 Bucket=name, ObjectLockConfiguration={"ObjectLockEnabled": "Enabled", "Rule": rule}
             )
@@ -85,14 +87,21 @@ class Seaweed:
             listed = client.list_object_versions(Bucket=bucket)
             return [(one["Key"], one["VersionId"]) for one in listed.get("Versions", ())]
 
-    def delete_version(self, bucket: str, key: str, version: str) -> None:
-        """Delete one version for good, with the rights of an administrator.
+    def delete_version(
+        self, bucket: str, key: str, version: str, *, user: str | None = None, bypass: bool = False
+    ) -> None:
+        """Delete one version for good.
+
+        Args:
+            user: one of `USERS`; by default an administrator.
+            bypass: ask for an exception from governance.
 
         Raises:
             ClientError: it is locked.
         """
-        with contextlib.closing(self._client()) as client:
-            client.delete_object(Bucket=bucket, Key=key, VersionId=version)
+        with contextlib.closing(self._client(user)) as client:
+            how = {"BypassGovernanceRetention": True} if bypass else {}
+            client.delete_object(Bucket=bucket, Key=key, VersionId=version, **how)
 
     def set_policy(self, bucket: str, policy: Mapping[str, Any]) -> None:
         """Replace the policy of a bucket; returns when it holds."""
@@ -100,13 +109,14 @@ class Seaweed:
             client.put_bucket_policy(Bucket=bucket, Policy=json.dumps(policy))
         time.sleep(_POLICY_HOLDS_AFTER)
 
-    def _client(self) -> Any:
+    def _client(self, user: str | None = None) -> Any:
+        access, secret = _credentials(user) if user else (_ACCESS, _SECRET)
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint_url,
             region_name="us-east-1",
-            aws_access_key_id=_ACCESS,
-            aws_secret_access_key=_SECRET,
+            aws_access_key_id=access,
+            aws_secret_access_key=secret,
             config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20),
         )
 
