@@ -65,6 +65,8 @@ class MachineState:
     """When taking its snapshot began: seconds, by the clock of this host; 0 for a VM that is powered off."""
     ended: float = 0.0
     """When it was over."""
+    remark: str = ""
+    """What of the VM, beside its disks, could not be captured; empty: nothing is missing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,15 @@ def snapshot(run: Run, step: Step, _progress: Callable[[int], None]) -> StepRepo
         text += f", stood still {first.frozen:.2f} s, captured within {skew:.2f} s"
     if first.consistency == "crash":
         text = f"ONLY CRASH-CONSISTENT: {'; '.join(remarks)}; {text}"
-    return StepReport(text, details=(*remarks, *_unknown_changes(taken)))
+    return StepReport(text, details=(*remarks, *_not_captured(taken), *_unknown_changes(taken)))
+
+
+def _not_captured(taken: Sequence[Snapshot]) -> Iterator[str]:
+    """Yield what beside the disks is missing of the VMs."""
+    for one in taken:
+        for name, machine in one.machines.items():
+            if machine.remark:
+                yield f"VM {name}: {machine.remark}"
 
 
 def _unknown_changes(taken: Sequence[Snapshot]) -> Iterator[str]:
@@ -153,7 +161,7 @@ def _point(run: Run, name: str, saved: dict[str, SavedComponent], missing: dict[
         consistency=taken.consistency,
         frozen=round(taken.frozen, 3),
         skew=round(taken.skew, 3),
-        remarks=taken.remarks,
+        remarks=(*taken.remarks, *filter(None, [taken.machines[name].remark])),
         definition=taken.machines[name].definition,
         components=saved,
         missing=missing,

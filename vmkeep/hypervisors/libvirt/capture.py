@@ -16,7 +16,7 @@ from vmkeep.disks import locking, scratch
 from vmkeep.errors import SourceChangedError, SourceError, UnsupportedError
 from vmkeep.hypervisors.base import DiskState, MachineState
 from vmkeep.hypervisors.libvirt import backup_job, checkpoints, pools
-from vmkeep.hypervisors.libvirt.connection import translated
+from vmkeep.hypervisors.libvirt.connection import is_remote, translated
 from vmkeep.hypervisors.libvirt.machine import Disk, Machine, parse, read
 from vmkeep.hypervisors.still import still_disk
 
@@ -58,7 +58,7 @@ class Capture:
         if not running:
             disks = tuple(self._still(name, disk) for disk in wanted)
             return MachineState(name, definition, disks)
-        if _is_remote(self._connection.uri):
+        if is_remote(self._connection.uri):
             raise UnsupportedError(
                 f"VM {name} runs at {self._connection.uri}: saving running VMs of another host is "
                 "not supported, for the socket of its disks is there; run vmkeep on that host, "
@@ -257,8 +257,3 @@ def _without_base(machine: MachineState, why: str) -> MachineState:
         replace(disk, since="", remark=why if disk.since else disk.remark) for disk in machine.disks
     )
     return replace(machine, disks=disks)
-
-
-def _is_remote(uri: str) -> bool:
-    """Tell whether a URI leads to another host: it names one."""
-    return not uri.partition("://")[2].startswith("/")

@@ -100,6 +100,11 @@ class Connection:
             return None
 
 
+def is_remote(uri: str) -> bool:
+    """Tell whether a URI leads to another host: it names one."""
+    return not uri.partition("://")[2].startswith("/")
+
+
 def shared(uri: str) -> Connection:
     """Return the connection to *uri* that all of this process use."""
     with _shared_lock:

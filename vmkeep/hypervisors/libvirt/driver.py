@@ -13,7 +13,7 @@ from vmkeep.disks.device import Image
 from vmkeep.disks.nbd_device import NbdDevice
 from vmkeep.errors import SourceError, TemporaryError
 from vmkeep.hypervisors.base import Change, MachineState, Snapshot
-from vmkeep.hypervisors.libvirt import backup_job
+from vmkeep.hypervisors.libvirt import backup_job, belongings
 from vmkeep.hypervisors.libvirt.agent import LibvirtAgent
 from vmkeep.hypervisors.libvirt.capture import Capture, path_of
 from vmkeep.hypervisors.libvirt.configure import Configure
@@ -79,10 +79,13 @@ class LibvirtHypervisor:
         """Look what the VMs are, end orphaned jobs, and choose the checkpoints to build on."""
         scratch.reap()
         known = marks or {}
-        machines = {
-            name: self._capture.prepare(name, vm, owner=owner, marks=known.get(name, {}))
-            for name, vm in vms.items()
-        }
+        machines = {}
+        for name, vm in vms.items():
+            machine = self._capture.prepare(name, vm, owner=owner, marks=known.get(name, {}))
+            definition, lacking = belongings.collect(
+                self._connection, machine.definition, running=machine.running
+            )
+            machines[name] = replace(machine, definition=definition, remark=lacking)
         return Snapshot(group, "", "powered-off", machines)
 
     def take(self, prepared: Snapshot) -> Snapshot:

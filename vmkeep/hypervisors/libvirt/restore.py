@@ -12,7 +12,7 @@ import libvirt
 
 from vmkeep.disks import images, journal, locking
 from vmkeep.errors import AccessError, InputError, NotFoundError, SourceChangedError, SourceError
-from vmkeep.hypervisors.libvirt import adapt, build, checkpoints, pools, restoring
+from vmkeep.hypervisors.libvirt import adapt, belongings, build, checkpoints, pools, restoring
 from vmkeep.hypervisors.libvirt.connection import translated
 from vmkeep.hypervisors.libvirt.machine import disk_elements, parse, read, target_of, to_text
 
@@ -46,7 +46,9 @@ class Restore:
         # What was half restored when it was captured is nothing to go by now.
         restoring.forget_restoring(root, [*restoring.restoring(root)])
         restoring.note_replaced(root, [])
+        kept = belongings.take(root)
         captured = read(root)
+        nvram = belongings.nvram_of(root)
         adapt.keep_names(root, captured)
         with self._lock:
             domain = self._connection.find_domain(name)
@@ -65,6 +67,8 @@ class Restore:
             else:
                 changes += self._identity(root)
                 changes += adapt.place_disks(root, self._paths(name, captured, None))
+            changes += belongings.prepare(self._connection, root, kept)
+            changes += belongings.put(self._connection, root, kept, nvram)
             self._define(root)
         return changes
 
