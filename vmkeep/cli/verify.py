@@ -14,7 +14,7 @@ from vmkeep.operations.request import Request, parse_pairs
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmkeep.repository import PackFault
+    from vmkeep.repository import PackFault, QuickReport
 
 
 def request_of(fleet: Path, targets: tuple[str, ...], points: tuple[str, ...], share: str) -> Request:
@@ -33,7 +33,7 @@ def request_of(fleet: Path, targets: tuple[str, ...], points: tuple[str, ...], s
 
 
 def quick(fleet: Path, place: str | None, *, as_json: bool) -> None:
-    """Check that every pack is there and as long as it should be.
+    """Check that every pack is there, as long as it should be, and has its checksum if the store knows it.
 
     Args:
         place: the copy of the repository to look into.
@@ -42,21 +42,31 @@ def quick(fleet: Path, place: str | None, *, as_json: bool) -> None:
         IntegrityError: one is not.
     """
     with repositories.open_repository(load(fleet, place)) as repository:
-        faults = repository.check_objects()
-        packs = len(repository.committed.current().packs)
+        report = repository.check_packs()
+        packs, faults = report.packs, report.faults
         url = repository.store.url
     if as_json:
-        print_json({"store": url, "packs": packs, "faults": [asdict(fault) for fault in faults]})
+        print_json({"store": url, **asdict(report)})
     if faults:
         raise IntegrityError(
             f"{len(faults)} of {packs} packs in {url} are damaged; 'vmkeep verify' says what each concerns:\n"
             + "\n".join(map(_told, faults))
         )
     if not as_json:
-        out().print(f"{packs} packs in {url}: all are there and have their size", markup=False)
+        out().print(
+            f"{packs} packs in {url}: all are there and have their size; {_compared(report)}", markup=False
+        )
+
+
+def _compared(report: QuickReport) -> str:
+    if report.checksums == report.packs:
+        return "the store has the checksum of each"
+    return f"the store knows the checksum of {report.checksums}, of the rest only the size was compared"
 
 
 def _told(fault: PackFault) -> str:
+    if fault.found == fault.expected:
+        return f"  {fault.pack} has another checksum than what was put there"
     found = "is missing" if fault.found is None else f"has {fault.found} bytes"
     return f"  {fault.pack} {found}, expected {fault.expected}"
 

@@ -1,6 +1,6 @@
 """Recovery points in a store: deduplicated, compressed, encrypted; see `docs/format.md`."""
 
-from vmkeep.repository.check import PackFault
+from vmkeep.repository.check import PackFault, QuickReport
 from vmkeep.repository.collect import Collected, Unneeded
 from vmkeep.repository.committed import PointInfo
 from vmkeep.repository.holds import Hold
@@ -31,6 +31,7 @@ __all__ = [
     "Place",
     "Point",
     "PointInfo",
+    "QuickReport",
     "Repository",
     "SavedComponent",
     "SavedDisk",

@@ -110,6 +110,12 @@ class CommittedIndex:
         mentioned = self.mentioned
         return {pack.name: layout.session_of_index(key) for key, packs in mentioned.items() for pack in packs}
 
+    def checksums(self) -> dict[bytes, int]:
+        """Return the CRC-32 of the packs whose index says it; reads all indexes."""
+        parts, _ = self._load(sorted(self.mentioned), missing_is_damage=True)
+        packs = (pack for index in parts.values() for pack in index.packs)
+        return {pack.name: pack.crc for pack in packs if pack.crc is not None}
+
     def current(self) -> Index:
         """Return the index as it was loaded last."""
         return self._merged if self._merged is not None else self.refresh()

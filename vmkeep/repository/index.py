@@ -10,7 +10,7 @@ A look-up is a binary search over the first eight bytes of the ids, which are as
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -44,6 +44,8 @@ class PackInfo:
     size: int
     epoch: int = 1
     """The data epoch whose keys it is encrypted with."""
+    crc: int | None = field(default=None, compare=False)
+    """CRC-32 of all its bytes; `None`: not known here, which is no difference."""
 
     def encode(self) -> bytes:
         """Return it as it stands in a table of packs."""
@@ -176,7 +178,9 @@ class Index:
         """Return the index as bytes; see `docs/format.md`."""
         table = b"".join(pack.encode() for pack in self.packs)
         head = _COUNT.pack(len(self.packs)) + table + _COUNT.pack(len(self.entries))
-        return head + self.entries.tobytes()
+        sums = [pack.crc for pack in self.packs if pack.crc is not None]
+        tail = struct.pack(f"<{len(sums)}I", *sums) if len(sums) == len(self.packs) else b""
+        return head + self.entries.tobytes() + tail
 
     @classmethod
     def decode(cls, data: bytes) -> Index:
@@ -191,6 +195,10 @@ class Index:
             packs = tuple(PackInfo.table(memoryview(data)[_COUNT.size : table]))
             (length,) = _COUNT.unpack_from(data, table)
             entries = np.frombuffer(data, ENTRY, length, table + _COUNT.size)
+            tail = memoryview(data)[table + _COUNT.size + entries.nbytes :]
+            if tail.nbytes == 4 * count:
+                sums = struct.unpack(f"<{count}I", tail)
+                packs = tuple(replace(pack, crc=crc) for pack, crc in zip(packs, sums, strict=True))
         except (struct.error, ValueError) as error:
             raise IntegrityError(f"an index is damaged: {error}") from error
         if len(entries) and int(entries["pack"].max()) >= count:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -72,6 +73,7 @@ class PackWriter:
         self._file = path.open("xb", buffering=0)
         self._entries: list[tuple[bytes, int, int, int]] = []
         self.size = 0
+        self._crc = 0
         self._write(HEADER.pack(MAGIC, self.name, keys.epoch - 1))
 
     def append(self, chunk: bytes, data: Buffer, raw: int, codec: int) -> int:
@@ -112,7 +114,7 @@ class PackWriter:
         self._write(sealed, TRAILER.pack(len(sealed), len(entries), FOOT))
         os.fsync(self._file.fileno())
         self._file.close()
-        return FinishedPack(PackInfo(self.name, self.size, self._epoch), entries)
+        return FinishedPack(PackInfo(self.name, self.size, self._epoch, self._crc), entries)
 
     def abandon(self) -> None:
         """Close and remove the file."""
@@ -121,6 +123,8 @@ class PackWriter:
 
     def _write(self, *parts: bytes) -> None:
         expected = sum(map(len, parts))
+        for part in parts:
+            self._crc = zlib.crc32(part, self._crc)
         written = os.writev(self._file.fileno(), parts)
         if written != expected:  # the disk is full, or nearly; the rest says why
             rest = b"".join(parts)[written:]

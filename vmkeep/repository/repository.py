@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from vmkeep.repository import epochs, keyslot, layout, locks, pins, runs, slots
 from vmkeep.repository.begin import begin
-from vmkeep.repository.check import PackFault, missing_packs
+from vmkeep.repository.check import PackFault, QuickReport, check_packs, missing_packs
 from vmkeep.repository.chunks import Chunks
 from vmkeep.repository.collect import DEAD_AFTER, Collected, Unneeded, collect, unneeded
 from vmkeep.repository.committed import CommittedIndex, PointInfo, list_points
@@ -318,6 +318,15 @@ class Repository:
     def check_objects(self) -> list[PackFault]:
         """Return the packs of committed sessions that are missing or have another size; reads none."""
         return missing_packs(self.store, self.committed)
+
+    def check_packs(self) -> QuickReport:
+        """Compare the packs with what is known of them, by size and by checksum; reads none.
+
+        Raises:
+            AccessError: the credentials may not ask for checksums.
+            TemporaryError: the store is away.
+        """
+        return check_packs(self.store, self.committed)
 
     def reading(self, *points: Point) -> AbstractContextManager[None]:
         """Keep what *points*, one of a VM, are made of from being collected, as long as the context is open.

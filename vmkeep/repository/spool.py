@@ -15,7 +15,9 @@ import errno
 import fcntl
 import os
 import shutil
-from typing import TYPE_CHECKING
+import struct
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -26,6 +28,8 @@ from vmkeep.repository.pack import FinishedPack
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+_CRC: Final = struct.Struct("<I")
 
 
 class Spool:
@@ -68,7 +72,7 @@ class Spool:
         written.replace(self.pack(pack.info.name))
         self._write(
             self._packs / f"{pack.info.name.hex()}.list",
-            pack.info.encode() + pack.entries.tobytes(),
+            pack.info.encode() + _CRC.pack(pack.info.crc or 0) + pack.entries.tobytes(),
         )
 
     def packs(self) -> Iterator[FinishedPack]:
@@ -76,7 +80,9 @@ class Spool:
         for path in sorted(self._packs.glob("*.list")):
             data = path.read_bytes()
             (info,) = PackInfo.table(data[:PACK_SIZE])
-            yield FinishedPack(info, np.frombuffer(data, ENTRY, offset=PACK_SIZE))
+            (crc,) = _CRC.unpack_from(data, PACK_SIZE)
+            entries = np.frombuffer(data, ENTRY, offset=PACK_SIZE + _CRC.size)
+            yield FinishedPack(replace(info, crc=crc), entries)
         for path in self._packs.glob("*.pack"):
             if not path.with_suffix(".list").exists():
                 path.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,3 +58,16 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Let go of connections; a second call does nothing."""
+
+
+@runtime_checkable
+class ChecksumStore(Protocol):
+    """A store that knows checksums of what it holds, and tells them without reading it."""
+
+    def crc32(self, key: str) -> int | None:
+        """Return the CRC-32 of an object; `None`: it does not know it.
+
+        Raises:
+            NotFoundError: there is no such object.
+            TemporaryError, AccessError: as in `Store`.
+        """

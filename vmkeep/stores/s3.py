@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import ipaddress
 import time
@@ -138,6 +139,14 @@ class S3Store:
                 self._lock.destroy(self._key(key))
             else:
                 self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def crc32(self, key: str) -> int | None:
+        """See `ChecksumStore`: boto3 sends it with every put, and the service compared it then."""
+        with self._translated("look at", key):
+            answer = self._client.head_object(Bucket=self._bucket, Key=self._key(key), ChecksumMode="ENABLED")
+        text = str(answer.get("ChecksumCRC32", ""))
+        # Of an object that somebody put in parts it is "...-N", and no checksum of the whole.
+        return int.from_bytes(base64.b64decode(text)) if text and "-" not in text else None
 
     def locked_until(self, key: str) -> datetime | None:
         """See `LockingStore`."""

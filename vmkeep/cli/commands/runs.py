@@ -136,7 +136,11 @@ def verify(  # noqa: PLR0913  (each is an option)
         ),
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Only check that every pack is there and has its size.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="Read nothing: is every pack there, with its size, and its checksum if the store has it?",
+        ),
     ] = False,
     direct: options.Direct = False,
     json: options.Json = False,
