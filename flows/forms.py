@@ -25,8 +25,10 @@ _WORDS: Final = {
     "at": "Restore the state of this time: nothing that was saved later is used. None: the newest.",
     "points": 'Recovery points to use, VM to session, such as {"db1": "20261124T010000123Z-…"}.',
     "rename": 'Restore under other names, VM to name, such as {"db1": "db1-copy"}.',
+    "bandwidth": "Bytes a second that stream into each disk of VMs that were started at once; 0: no limit.",
     "dependencies": "Restore also all that these VMs depend on.",
     "overwrite": "Replace VMs that exist. Without it, no VM that exists is touched.",
+    "instant": "Start the VMs at once; their data streams in while they run. Not on all hypervisors.",
     "repository": "Which copy to read; best is the nearest of those with the newest state.",
     "copies": "Where to copy to; none means all copies.",
     "packs": "Read all that is stored instead of recovery points: what was not read for the longest time.",
@@ -63,6 +65,8 @@ def request(operation: Operation, parameters: dict[str, Any]) -> Request:
         points=dict(parameters.get("points") or {}),
         rename=dict(parameters.get("rename") or {}),
         overwrite=bool(parameters.get("overwrite")),
+        instant=bool(parameters.get("instant")),
+        bandwidth=int(parameters.get("bandwidth") or 0),
         repository=parameters.get("repository"),
         copies=tuple(parameters.get("copies") or ()),
         packs=bool(parameters.get("packs")),
@@ -103,6 +107,8 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
             ("rename", dict[str, str], {}),
             ("dependencies", bool, False),
             ("overwrite", bool, False),
+            ("instant", bool, False),
+            ("bandwidth", Annotated[int, Field(ge=0)], 0),
         ]
     if operation == "verify":
         fields.append(("packs", bool, False))

@@ -22,12 +22,15 @@ def restore(  # noqa: PLR0913, PLR0917  (the fields of the form)
     rename: dict[str, str] | None = None,
     dependencies: bool = False,  # noqa: FBT001, FBT002  (as above)
     overwrite: bool = False,  # noqa: FBT001, FBT002
+    instant: bool = False,  # noqa: FBT001, FBT002
+    bandwidth: int = 0,
     repository: str | None = None,
 ) -> State[Any]:
     """Restore VMs of the fleet in the file *fleet*."""
     given = {
         "fleet": fleet, "vms": vms, "components": components, "at": at, "points": points,
         "rename": rename, "dependencies": dependencies, "overwrite": overwrite,
+        "instant": instant, "bandwidth": bandwidth,
         "repository": repository,
     }  # fmt: skip
     return carry_out(forms.request("restore", given))

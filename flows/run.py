@@ -59,6 +59,8 @@ def parameters(request: Request) -> dict[str, Any]:
             "rename": request.rename,
             "dependencies": request.dependencies,
             "overwrite": request.overwrite,
+            "instant": request.instant,
+            "bandwidth": request.bandwidth,
         }
     if request.operation == "verify":
         given |= {"percent": request.share * 100, "packs": request.packs}

@@ -15,6 +15,7 @@ from vmkeep.errors import (
 )
 from vmkeep.repository import Repository
 from vmkeep.repository.manifest import SavedComponent
+from vmkeep.repository.pins import new_reader
 from vmkeep.repository.roles import ROLES
 from vmkeep.stores import DirectoryStore, MemoryStore
 from vmkeep.testing.faults import Fault, FaultyStore, on
@@ -203,6 +204,36 @@ def test_a_reader_that_died_is_not_waited_for_for_ever(repository, tmp_path):
     assert again(repository).collect().waits_for
 
     assert again(repository).collect(now=datetime.now(UTC) + LATER).packs
+    assert objects(repository, "open/") == []
+
+
+@pytest.mark.parametrize("role", ["restorer", None])
+def test_a_reader_that_says_that_it_still_reads_is_waited_for_as_long_as_it_does(role, repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    begun = datetime.now(UTC)
+    reader = as_role(role, repository) if role else again(repository)
+    name = new_reader()
+    reader.pin({old.vm: old.session}, name)
+    repository.forget(old, "retention")
+    assert again(repository).collect().waits_for
+
+    assert reader.renew(name, now=begun + LATER - timedelta(days=2))
+    assert again(repository).collect(now=begun + LATER).waits_for
+    assert contents(reader, old) == OLD | {"dump": DUMP}
+
+    assert again(repository).collect(now=begun + 2 * LATER).packs
+    assert not reader.renew(name)
+    again(repository).collect(now=begun + 3 * LATER)
+    assert objects(repository, "open/") == []
+
+
+def test_a_reader_that_said_so_leaves_nothing_when_it_leaves(repository, tmp_path):
+    old, _ = two_points(repository, tmp_path)
+    name = new_reader()
+    repository.pin({old.vm: old.session}, name)
+    repository.renew(name)
+    repository.unpin(name)
+
     assert objects(repository, "open/") == []
 
 

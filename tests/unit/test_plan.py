@@ -159,6 +159,33 @@ def test_components_of_one_kind_wait_for_each_other_but_do_not_need_each_other(s
     assert (step.needs, step.after) == ({"restore db1/os"}, {"restore db1/filesystems.data"})
 
 
+def test_an_instant_restore_lets_data_stream_in_when_every_vm_has_passed_its_gates(shop):
+    plan = plan_restore(shop, select(shop, ["db1", "app1"]), instant=True)
+
+    assert [step.id for step in plan.steps.values() if step.vms == ("db1",)] == [
+        "place db1", "configure db1", "serve db1", "start db1", "health db1", "stream db1", "release db1",
+    ]  # fmt: skip
+    assert "stream db1" not in before(plan, "health app1")
+    assert plan.steps["stream db1"].needs == {"health db1"}
+    assert plan.steps["stream db1"].after == {"health app1"}
+
+
+def test_data_that_streams_in_holds_no_place_that_a_vm_could_start_in(shop):
+    plan = plan_restore(shop, select(shop), instant=True)
+
+    assert plan.steps["stream db1"].resources == ()
+    assert (
+        plan.steps["stream db1"].estimate.size
+        == plan_restore(shop, select(shop)).steps["restore db1/os"].estimate.size
+        + plan_restore(shop, select(shop)).steps["restore db1/filesystems.data"].estimate.size
+    )
+
+
+def test_what_is_not_created_and_started_is_not_restored_instantly(shop):
+    with pytest.raises(InputError, match="VM db1 cannot be restored instantly"):
+        plan_restore(shop, select(shop, ["db1"]), instant=True, start=False)
+
+
 def test_a_single_component_is_restored_without_creating_its_vm(shop):
     selection = select(shop, ["db1/databases.orders"])
 

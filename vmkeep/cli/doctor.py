@@ -23,7 +23,7 @@ from vmkeep.cli.init import has_repository
 from vmkeep.cli.options import FLEET_FILE
 from vmkeep.disks import tools
 from vmkeep.errors import TemporaryError, UnsupportedError, VmkeepError
-from vmkeep.operations import repositories
+from vmkeep.operations import instant, repositories, serving
 from vmkeep.operations.state import state_folder
 from vmkeep.units import GiB, format_size
 
@@ -167,6 +167,7 @@ def _fleet(path: Path) -> Iterator[Check]:
     try:
         file = load(path)
         yield Check("fleet file", good=True, found=f"{path}: fleet {file.fleet.fleet}")
+        yield from _served(file)
         yield from _place(file, "repository")
         for name in file.fleet.repository.copies:
             yield from _place(file.at(name), f"copy {name}")
@@ -195,6 +196,15 @@ def _object_lock(file: FleetFile, what: str) -> Check:
         away = f"{skew.total_seconds():.0f} s away from the service's"
         found = (*found, f"this machine's clock is {away}: set it, for locks end by the service's")
     return Check(what, good=not found, found="; ".join(found) or "a locked object was not deleted")
+
+
+def _served(file: FleetFile) -> Iterator[Check]:
+    """Check that VMs whose data streams in have their server."""
+    for one in serving.all_of(file.fleet.fleet):
+        state = instant.state_of(one)
+        good = state.server and not state.problem
+        advice = "" if good else f": 'vmkeep stream {one.target}' goes on"
+        yield Check(f"VM {one.target}", good=good, found=f"restored instantly; {state.sentence}{advice}")
 
 
 def _repository(file: FleetFile, what: str) -> Check:

@@ -53,6 +53,10 @@ Repository = Annotated[
         help="Use this copy of repository.copies, or 'primary', the repository itself.",
     ),
 ]
+Bandwidth = Annotated[
+    str | None,
+    typer.Option(metavar="RATE", help="Of what streams in, for each disk, such as 50MiB/s."),
+]
 KeyFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="A key file (see 'vmkeep key new'), or a passphrase in one."),

@@ -48,7 +48,7 @@ class Preview:
     def size(self) -> int:
         """Bytes that would be read from VMs, or written into them."""
         verbs = (
-            {Verb.BACKUP, Verb.RESTORE, Verb.VERIFY, Verb.COPY}
+            {Verb.BACKUP, Verb.RESTORE, Verb.STREAM, Verb.VERIFY, Verb.COPY}
             if self.plan.operation != "backup"
             else {Verb.BACKUP}
         )
@@ -131,7 +131,7 @@ def _plan(file: FleetFile, request: Request, selection: Selection, facts: Facts)
         case "backup":
             return plan_backup(file.fleet, selection, facts)
         case "restore":
-            return plan_restore(file.fleet, selection, facts)
+            return plan_restore(file.fleet, selection, facts, instant=request.instant)
         case "verify":
             return plan_verify(file.fleet, selection, facts, share=request.share)
         case "copy":

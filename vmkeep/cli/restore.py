@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vmkeep.cli.console import err, out, print_json
 from vmkeep.cli.fleet_file import load
 from vmkeep.errors import AccessError, InputError
+from vmkeep.fleet.model import parse_rate
 from vmkeep.operations import files, repositories
 from vmkeep.operations.request import Request, parse_pairs
 from vmkeep.units import format_size
@@ -37,6 +38,8 @@ class Choice:
     tar: Path | None
     paths: tuple[str, ...]
     owners: bool
+    instant: bool = False
+    bandwidth: str | None = None
 
     @property
     def of_files(self) -> bool:
@@ -60,11 +63,27 @@ def request_of(choice: Choice, fleet: Path, repository: str | None) -> Request:
         at=choice.at,
         points=parse_pairs(list(choice.points), option="--point"),
         rename=parse_pairs(list(choice.rename), option="--as"),
+        instant=choice.instant,
+        bandwidth=rate(choice.bandwidth),
         overwrite=choice.overwrite,
         dependencies=choice.dependencies,
         repository=repository,
     )
     return request if choice.run is None else _of_run(request, choice.run)
+
+
+def rate(text: str | None) -> int:
+    """Return a rate such as `50MiB/s` in bytes a second; 0 for none.
+
+    Raises:
+        InputError: it is no rate.
+    """
+    if text is None:
+        return 0
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        raise InputError(f"--bandwidth: {error}") from error
 
 
 def restore_files(choice: Choice, request: Request, *, as_json: bool) -> None:
@@ -107,6 +126,10 @@ def _check(choice: Choice) -> None:
         raise InputError("say either --to or --tar")
     if choice.of_files and (choice.rename or choice.dependencies):
         raise InputError("--as and --with-dependencies are for restores into VMs, not for --to or --tar")
+    if choice.of_files and choice.instant:
+        raise InputError("--instant is for restores into VMs, not for --to or --tar")
+    if choice.bandwidth is not None and not choice.instant:
+        raise InputError("--bandwidth limits what streams in behind VMs: it works with --instant")
     if (choice.paths or not choice.owners) and choice.folder is None:
         raise InputError("--path and --no-owners work with --to FOLDER")
     if choice.run is not None and (choice.points or choice.at is not None):

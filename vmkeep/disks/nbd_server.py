@@ -115,16 +115,19 @@ class NbdServer:
 
 
 @contextlib.contextmanager
-def serving(exports: Mapping[str, Readable], address: Path | tuple[str, int]) -> Iterator[NbdServer]:
+def serving(
+    exports: Mapping[str, Readable], address: Path | tuple[str, int], *, mode: int = 0o600
+) -> Iterator[NbdServer]:
     """Serve *exports* for the length of a `with` block.
 
     Args:
-        address: a unix socket, for this user only, which is removed at the end; or host and port.
+        address: a unix socket, which is removed at the end; or host and port.
+        mode: who may connect to the socket: this user only, by default.
 
     Raises:
         InputError: the address cannot be listened on.
     """
-    listener = _listen(address)
+    listener = _listen(address, mode)
     server = NbdServer(listener, exports)
     try:
         yield server
@@ -134,7 +137,7 @@ def serving(exports: Mapping[str, Readable], address: Path | tuple[str, int]) ->
             address.unlink(missing_ok=True)
 
 
-def _listen(address: Path | tuple[str, int]) -> socket.socket:
+def _listen(address: Path | tuple[str, int], mode: int) -> socket.socket:
     if isinstance(address, tuple):
         listener = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -145,7 +148,7 @@ def _listen(address: Path | tuple[str, int]) -> socket.socket:
             listener.bind(address)
         else:
             _remove_left(address)
-            os.fchmod(listener.fileno(), 0o600)  # which Linux gives the file when it makes it
+            os.fchmod(listener.fileno(), mode)  # which Linux gives the file when it makes it
             listener.bind(str(address))
         listener.listen(64)
     except OSError as error:

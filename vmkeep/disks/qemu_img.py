@@ -65,6 +65,41 @@ def create(path: Path, format: str, size: int, *, backing: tuple[Path, str] | No
     tools.run("qemu-img", "create", "-q", "-f", format, *base, str(path), str(size), timeout_s=_QUICK_S)
 
 
+def create_over(path: Path, uri: str, size: int) -> None:
+    """Make an overlay (qcow2) of *size* bytes over what an NBD server shows; it is not connected to.
+
+    Args:
+        uri: See `qemu(1)`, "Network Block Device": `nbd+unix:///EXPORT?socket=PATH`.
+    """
+    tools.run(
+        "qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b", uri, "-F", "raw", str(path), str(size),
+        timeout_s=_QUICK_S,
+    )  # fmt: skip
+
+
+def rebase_over(overlay: Path, uri: str) -> None:
+    """Tell *overlay* (qcow2) that it lies over what an NBD server shows; its content is not touched."""
+    tools.run(
+        "qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", uri, str(overlay),
+        timeout_s=_QUICK_S,
+    )  # fmt: skip
+
+
+def backing(path: Path, *, what: str) -> str:
+    """Return what a qcow2 image, which may be in use, says that it lies over; empty: nothing.
+
+    Raises:
+        SourceError: it is missing or damaged.
+    """
+    try:
+        done = tools.run(
+            "qemu-img", "info", "-U", "-f", "qcow2", "--output=json", str(path), timeout_s=_QUICK_S
+        )
+    except SourceError as error:
+        raise translated(error, f"{what} ({path})") from error
+    return str(json.loads(done.stdout).get("backing-filename", ""))
+
+
 def grow(path: Path, format: str, size: int) -> None:  # noqa: A002
     """Make an image larger; its content stays."""
     tools.run("qemu-img", "resize", "-q", "-f", format, str(path), str(size), timeout_s=_QUICK_S)

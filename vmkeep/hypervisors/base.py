@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent, Image
     from vmkeep.fleet.model import VM
@@ -91,6 +92,76 @@ class Snapshot:
         return max((one.ended for one in live), default=0) - min((one.begun for one in live), default=0)
 
 
+@dataclass(frozen=True, slots=True)
+class ServedDisk:
+    """A disk that an NBD server shows: what a VM reads until it has all of it."""
+
+    size: int
+    """Bytes."""
+    socket: Path
+    """The server's unix socket, in `Streams.folder`."""
+    export: str
+    """Its name at the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """A disk of which not all has streamed in yet."""
+
+    disk: str
+    socket: Path
+    """Of the server that has the rest."""
+    done: int = 0
+    """Bytes that were dealt with; what begins again deals with all of them again, and copies the rest."""
+    size: int = 0
+    """Bytes that it deals with in all; 0: nothing streams now."""
+
+
+class Streams(Protocol):
+    """Lets VMs run on overlays over disks that an NBD server shows, while their data streams in.
+
+        guest ── overlay in the VM's storage ── NBD server ── recovery point
+                 what it wrote, what came in     the rest
+
+    Every call may be repeated.
+    """
+
+    def folder(self, name: str) -> Path:
+        """Return where the socket of the NBD server of a VM is to lie; make it if it is not there.
+
+        Whoever can enter it may connect: only who runs VMs can.
+        """
+
+    def overlay(self, name: str, disks: Mapping[str, ServedDisk]) -> None:
+        """Put overlays over served disks in place as the VM's disks, all or none.
+
+        What they replace is kept until all data has streamed in. The VM can be started for as long as the
+        server is there, and needs it until `stream` returns nothing.
+
+        Raises:
+            SourceError: the VM runs, or overlays cannot be made.
+        """
+
+    def behind(self, name: str) -> Sequence[Behind]:
+        """Return the disks of which not all has streamed in; none for a VM that is not there."""
+
+    def stream(self, name: str, *, bandwidth: int = 0) -> Sequence[Behind]:
+        """Let the data stream in behind the VM that runs; returns at once, and is called until it is done.
+
+        It begins what does not stream yet, also again after a failure, and lets a VM go on that stood still
+        because its server was away. When all is in, it removes what `overlay` replaced.
+
+        Args:
+            bandwidth: Of each disk, in bytes a second; 0 for as fast as it goes. Counts when one begins.
+
+        Returns:
+            As `behind`; the VM needs no server any more when it is empty.
+
+        Raises:
+            SourceError: the VM is powered off.
+        """
+
+
 class Hypervisor(Protocol):
     """Creates, captures and writes VMs. Every call may be repeated; none deletes a disk."""
 
@@ -105,6 +176,10 @@ class Hypervisor(Protocol):
     @property
     def kernel_mounts(self) -> bool:
         """Whether this host's kernel may mount the guests' file systems, which are untrusted input."""
+
+    @property
+    def streams(self) -> Streams | None:
+        """How VMs run on disks whose data streams in behind them; `None`: here they cannot."""
 
     def unsupported(self, name: str, vm: VM) -> Sequence[str]:
         """Return one sentence for each declared thing that this driver cannot do."""

@@ -38,6 +38,7 @@ class ImagesHypervisor:
 
     driver: Final = "images"
     can_start: Final = False
+    streams: Final = None
 
     def __init__(self, name: str, path: Path, *, kernel_mounts: bool = False) -> None:
         """Use the folder *path*; it need not exist yet."""

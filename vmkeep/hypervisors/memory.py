@@ -65,6 +65,7 @@ class MemoryHypervisor:
 
     driver: Final = "memory"
     can_start: Final = True
+    streams: Final = None
     kernel_mounts: Final = False
 
     def __init__(self, name: str = "memory") -> None:

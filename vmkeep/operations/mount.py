@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmkeep.fleet import FleetFile
     from vmkeep.repository import DiskRef, Point
 
-_PATIENCE_S: Final = 120.0
+PATIENCE_S: Final = 120.0
 """How long a store may be away before whoever reads is told: guests do not take an error well."""
 
 
@@ -67,9 +67,9 @@ def mounted(file: FleetFile, target: str, session: str, where: Where) -> Iterato
         repository = stack.enter_context(repositories.open_repository(file))
         point = repository.point(vm, session)
         stack.enter_context(repository.reading(point))
-        refs = _disks(point, only)
+        refs = _chosen(point, only)
         disks = {
-            name: stack.enter_context(repository.open_disk(ref, patience_s=_PATIENCE_S))
+            name: stack.enter_context(repository.open_disk(ref, patience_s=PATIENCE_S))
             for name, ref in refs.items()
         }
         private = stack.enter_context(scratch.scratch_folder())
@@ -83,9 +83,14 @@ def mounted(file: FleetFile, target: str, session: str, where: Where) -> Iterato
         yield Mount(point, {name: _uri(name, address) for name in disks}, files)
 
 
-def _disks(point: Point, only: str) -> dict[str, DiskRef]:
+def whole_disks(point: Point) -> dict[str, DiskRef]:
+    """Return the disks that a recovery point holds whole, by name."""
+    return {name: ref for one in point.components.values() for name, ref in one.disks.items()}
+
+
+def _chosen(point: Point, only: str) -> dict[str, DiskRef]:
     """Return the whole disks of a point by name, or the one that is asked for."""
-    found = {name: ref for one in point.components.values() for name, ref in one.disks.items()}
+    found = whole_disks(point)
     if not found:
         raise NotFoundError(
             f"recovery point {point.session} of {point.vm} holds no whole disk: "

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep import fleet as fleets
 from vmkeep.errors import InputError, NotFoundError, UnsupportedError
+from vmkeep.fleet.model import Kind
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.choose import choose_points
@@ -111,11 +112,14 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
     unknown = set(request.rename) - set(selection.vms)
     if unknown:
         raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
+    if request.instant:
+        require_instant(file, selection)
     with repositories.open_repository(file) as repository:
         points = choose_points(file.fleet, selection, repository, request)
+        fitting = whole_only if request.instant else not_on_disks
         written = fleets.Selection(
             {
-                name: not_on_disks(file.fleet.vms[name], repository.point(name, points[name]), components)
+                name: fitting(file.fleet.vms[name], repository.point(name, points[name]), components)
                 for name, components in selection.components.items()
             }
         )
@@ -124,7 +128,51 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
         hypervisor = file.fleet.vms[name].hypervisor
         driver = open_hypervisor(hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent)
         require_free(driver, name, request)
-    return plan_restore(file.fleet, written, known), points
+    return plan_restore(file.fleet, written, known, instant=request.instant), points
+
+
+def require_instant(file: FleetFile, selection: Selection) -> None:
+    """Refuse what cannot be restored instantly.
+
+    Raises:
+        UnsupportedError: VMs of a hypervisor cannot run before their disks are there.
+        InputError: only parts of a VM are restored.
+    """
+    for name in selection.vms:
+        hypervisor = file.fleet.vms[name].hypervisor
+        config = file.fleet.hypervisors[hypervisor]
+        if open_hypervisor(hypervisor, config, file.path.absolute().parent).streams is None:
+            raise UnsupportedError(
+                f"VM {name} cannot be restored instantly: driver {config.driver} (hypervisor {hypervisor}) "
+                "does not run VMs while their data streams in; leave --instant out"
+            )
+        if Kind.OS.value not in selection.components[name]:
+            raise InputError(
+                f"VM {name} cannot be restored instantly: {', '.join(selection.components[name])} is not all "
+                f"of it; name {name}, or leave --instant out"
+            )
+
+
+def whole_only(vm: VM, point: Point, components: Sequence[str]) -> tuple[str, ...]:
+    """Return the components that are whole disks: all others come along with these, as of the same moment.
+
+    Raises:
+        InputError: one lies on a disk that the point does not hold.
+    """
+    whole, restored = _whole(point, components)
+    others = [one for one in components if one not in whole]
+    if not whole or (others and not restored >= {disk.name for disk in vm.disks}):
+        raise InputError(
+            f"VM {point.vm} cannot be restored instantly: recovery point {point.session} does not hold all "
+            f"of its disks whole, and {', '.join(others or components)} would be missing; leave --instant out"
+        )
+    return whole
+
+
+def _whole(point: Point, components: Sequence[str]) -> tuple[tuple[str, ...], set[str]]:
+    """Return those components that are whole disks, and these disks."""
+    whole = tuple(one for one in components if one in point.components and point.components[one].disks)
+    return whole, {disk for one in whole for disk in point.components[one].disks}
 
 
 def not_on_disks(vm: VM, point: Point, components: Sequence[str]) -> tuple[str, ...]:
@@ -134,8 +182,7 @@ def not_on_disks(vm: VM, point: Point, components: Sequence[str]) -> tuple[str, 
     them already, at the same moment. Writing them again would cost time, and the disks would no longer
     equal their source.
     """
-    whole = tuple(one for one in components if one in point.components and point.components[one].disks)
-    restored = {disk for one in whole for disk in point.components[one].disks}
+    whole, restored = _whole(point, components)
     if point.consistency == "powered-off" and restored and restored >= {disk.name for disk in vm.disks}:
         return whole
     return tuple(components)

@@ -1,4 +1,4 @@
-"""What dead runs left behind: frozen guests, snapshots, mounts, temporary files."""
+"""What dead runs left behind: frozen guests, snapshots, mounts, temporary files, VMs without their server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep.disks import scratch
 from vmkeep.errors import VmkeepError
-from vmkeep.operations import freeze
+from vmkeep.operations import freeze, serving
 from vmkeep.operations.run import Run, dead_runs
 from vmkeep.operations.state import state_folder
 from vmkeep.planning import Outcome
@@ -25,7 +25,21 @@ def reap(fleet: str) -> list[str]:
     scratch.reap()
     for ended in (state_folder(fleet) / "runs").glob(".*"):
         shutil.rmtree(ended, ignore_errors=True)
-    return [trouble for run in _dead(fleet) for trouble in _undo(run)]
+    return [*_serve(fleet), *(trouble for run in _dead(fleet) for trouble in _undo(run))]
+
+
+def _serve(fleet: str) -> Iterator[str]:
+    """Start the servers again that VMs need and that were killed; let go what no VM needs."""
+    for one in serving.all_of(fleet):
+        if serving.is_alive(one.folder) or serving.is_begun(one):
+            continue
+        try:
+            if one.streams().behind(one.target):
+                serving.ensure(one)
+            else:
+                serving.let_go(one)
+        except VmkeepError as error:
+            yield f"VM {one.target} needs a server of its recovery point, and has none: {error}"
 
 
 def _dead(fleet: str) -> Iterator[Run]:

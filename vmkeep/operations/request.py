@@ -32,6 +32,10 @@ class Request(BaseModel):
     """VM to session: the recovery points to restore or verify; chosen by `at` when not said."""
     rename: dict[str, str] = {}
     """VM to the name it is restored under."""
+    instant: bool = False
+    """Restore VMs so that they run at once, and their data streams in behind them."""
+    bandwidth: Annotated[int, Field(ge=0)] = 0
+    """Bytes a second that stream into each disk then; 0: as fast as it goes."""
     overwrite: bool = False
     """Whether a VM that exists may be replaced."""
     share: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -11,6 +11,7 @@ from vmkeep.components.open import open_component
 from vmkeep.components.subject import Subject
 from vmkeep.errors import InputError, NotFoundError
 from vmkeep.fleet import PRIMARY
+from vmkeep.operations import serving
 from vmkeep.operations.configure import lines
 from vmkeep.operations.report import StepReport
 from vmkeep.units import format_size
@@ -117,4 +118,6 @@ def release(run: Run, step: Step, _progress: Callable[[int], None]) -> StepRepor
     """Let go of what the restore held open."""
     for name in step.vms:
         run.close_files(name)
+        if f"serve {name}" in run.plan.steps:
+            serving.abandon(serving.folder_of(run.file, name, run.target(name)), run.id)
     return StepReport("released")

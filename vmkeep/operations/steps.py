@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.operations import backup, configure, copy, prune, restore, verify
+from vmkeep.operations import backup, configure, copy, instant, prune, restore, verify
 from vmkeep.planning import Verb
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ _RESTORE: Final[dict[Verb, Body]] = {
     Verb.PLACE: restore.place,
     Verb.CONFIGURE: restore.create,
     Verb.RESTORE: restore.write,
+    Verb.SERVE: instant.serve,
     Verb.START: restore.start,
     Verb.HEALTH: restore.health,
+    Verb.STREAM: instant.stream,
     Verb.RELEASE: restore.release,
 }
 _BODIES: Final[dict[str, dict[Verb, Body]]] = {

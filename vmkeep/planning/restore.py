@@ -5,6 +5,11 @@ Per VM, here one that is created anew and can be started (the step with a star c
     place -> configure -> restore os -> filesystems -> databases -> applications -> start -> health
                                                                          all over:  release*
 
+or restored instantly, from a server, its data coming in when every VM of the plan has passed its gates:
+
+    place -> configure -> serve -> start -> health -> ... -> stream
+                                                      all over:  release*
+
 A dependent's data may be restored at any time; its `start` needs the `health` of all it depends on.
 Where VMs stay powered off there is no `start`: the dependent's first `restore` needs that `health`.
 Inside one VM one component is restored at a time, because all of them write to the same disks; a failure
@@ -17,6 +22,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from vmkeep.errors import InputError
 from vmkeep.fleet import dependencies_among, kind_of
 from vmkeep.fleet.model import Kind
 from vmkeep.planning.costs import calling, disks_of, holds, moving, size_of
@@ -25,7 +31,7 @@ from vmkeep.planning.plan import Plan
 from vmkeep.planning.step import Estimate, Step, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     from vmkeep.fleet import Fleet, Selection
 
@@ -40,15 +46,17 @@ class _Machine:
     started: bool
     gates: frozenset[str]
     """The `health` steps of all it depends on."""
+    instant: bool = False
 
 
-def plan_restore(
+def plan_restore(  # noqa: PLR0913  (each is a keyword, and a choice of its own)
     fleet: Fleet,
     selection: Selection,
     facts: Facts | None = None,
     *,
     create: Collection[str] | None = None,
     start: bool = True,
+    instant: bool = False,
 ) -> Plan:
     """Return the steps that restore what is selected.
 
@@ -56,6 +64,10 @@ def plan_restore(
         create: the VMs that are placed and created before their data is written. `None`: those whose
             `os` is selected; the others must exist.
         start: whether VMs are started where their driver can.
+        instant: whether they run from a server at once, and their data streams in behind them.
+
+    Raises:
+        InputError: instantly, and a VM is not created or cannot be started.
     """
     facts = facts or Facts()
     steps: list[Step] = []
@@ -67,8 +79,13 @@ def plan_restore(
             created=Kind.OS.value in components if create is None else name in create,
             started=start and fleet.vms[name].hypervisor not in facts.powered_off,
             gates=frozenset(f"health {dependency}" for dependency in needed),
+            instant=instant,
         )
+        if instant and not (machine.created and machine.started):
+            raise InputError(f"VM {name} cannot be restored instantly: it is not created and started by this")
         steps += _steps(fleet, facts, machine)
+    if instant:
+        steps += _streams(fleet, facts, selection, steps)
     return Plan.of("restore", fleet.fleet, steps)
 
 
@@ -85,10 +102,17 @@ def _steps(fleet: Fleet, facts: Facts, machine: _Machine) -> Iterator[Step]:
             resources=held, estimate=calling(facts),
         )  # fmt: skip
         done += [f"place {name}", f"configure {name}"]
-    for step in _restores(fleet, facts, machine, before):
-        done.append(step.id)
-        yield step
-    ready = frozenset(f"restore {name}/{component}" for component in machine.components)
+    if machine.instant:
+        yield Step(
+            f"serve {name}", Verb.SERVE, (name,), needs=before, resources=held, estimate=calling(facts)
+        )
+        ready = frozenset({f"serve {name}"})
+        done.append(f"serve {name}")
+    else:
+        for step in _restores(fleet, facts, machine, before):
+            done.append(step.id)
+            yield step
+        ready = frozenset(f"restore {name}/{component}" for component in machine.components)
     if machine.started:
         yield Step(
             f"start {name}", Verb.START, (name,), needs=ready | machine.gates,
@@ -98,10 +122,32 @@ def _steps(fleet: Fleet, facts: Facts, machine: _Machine) -> Iterator[Step]:
         done.append(f"start {name}")
     seconds = facts.rates.boot if machine.started else facts.rates.call
     yield Step(f"health {name}", Verb.HEALTH, (name,), needs=ready, estimate=Estimate(seconds))
-    yield Step(
-        f"release {name}", Verb.RELEASE, (name,), after=frozenset([*done, f"health {name}"]),
-        estimate=calling(facts), always=True,
-    )  # fmt: skip
+    if not machine.instant:
+        yield _release(facts, name, [*done, f"health {name}"])
+
+
+def _release(facts: Facts, name: str, done: Iterable[str]) -> Step:
+    return Step(
+        f"release {name}", Verb.RELEASE, (name,), after=frozenset(done), estimate=calling(facts), always=True
+    )
+
+
+def _streams(fleet: Fleet, facts: Facts, selection: Selection, steps: Collection[Step]) -> Iterator[Step]:
+    """Yield for each VM what lets its data stream in, and the release after it.
+
+    All of it begins when every VM has passed its gates, or failed: until then those that boot need the
+    repository, and the workers, for themselves.
+    """
+    gates = {step.vms[0]: step.id for step in steps if step.verb is Verb.HEALTH}
+    for name, gate in gates.items():
+        size = sum(size_of(fleet, facts, name, component) for component in selection.components[name])
+        yield Step(
+            f"stream {name}", Verb.STREAM, (name,),
+            needs=frozenset({gate}), after=frozenset({*gates.values()} - {gate}),
+            estimate=moving(facts, size, facts.rates.restore),
+        )  # fmt: skip
+        mine = [step.id for step in steps if step.vms == (name,)]
+        yield _release(facts, name, [*mine, f"stream {name}"])
 
 
 def _restores(fleet: Fleet, facts: Facts, machine: _Machine, before: frozenset[str]) -> Iterator[Step]:

@@ -20,6 +20,8 @@ VERB_COLOURS: Final = {
     Verb.SNAPSHOT: ("#f3f0ff", "#6d28d9"),
     Verb.BACKUP: ("#dbeafe", "#1e40af"),
     Verb.RESTORE: ("#dbeafe", "#1e40af"),
+    Verb.SERVE: ("#ccfbf1", "#115e59"),
+    Verb.STREAM: ("#dbeafe", "#1e40af"),
     Verb.UPLOAD: ("#e0f2fe", "#075985"),
     Verb.SEAL: ("#dcfce7", "#166534"),
     Verb.START: ("#dcfce7", "#166534"),

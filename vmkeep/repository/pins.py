@@ -55,6 +55,17 @@ def pinned(store: Store, reader: str) -> bool:
     return reader in presence.names(store) and not presence.has_left(store, reader)
 
 
+def renew(store: Store, reader: str, now: datetime | None = None) -> bool:
+    """Say that *reader*, who pinned points some days ago, still reads; it is not taken for dead now.
+
+    Returns:
+        Whether all was kept until now. If not, `pin` finds out what is left.
+    """
+    with contextlib.suppress(AccessError):
+        presence.still_reading(store, reader, now or datetime.now(UTC))
+    return pinned(store, reader)
+
+
 def unpin(store: Store, reader: str) -> None:
     """Let go of what *reader* pinned."""
     # It harms nobody if it stays: a collector that meets it waits for a while, then removes it.

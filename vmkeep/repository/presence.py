@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _KIND: Final = "open"
 _LEFT: Final = ".left"
 """Ends the name of the note that a reader left."""
+_STILL: Final = ".still."
+"""In the name of a note that a reader is still there, before the time of it as in a session's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,19 @@ def announce_reader(store: Store, keys: Keys, reader: str, points: Mapping[str, 
     _announce(store, keys, {"role": "reader", "session": reader, "decision": "", **reads})
 
 
+def still_reading(store: Store, reader: str, now: datetime) -> None:
+    """Say that a reader is still there: it is not taken for dead because it came long ago.
+
+    Its record stays what it is: a collection that waits for it goes on waiting.
+    """
+    note = f"{reader}{_STILL}{layout.new_session_id(now)}"
+    store.put_if_absent(layout.open_record(note), b"")
+
+
 def leave_reading(store: Store, reader: str) -> None:
     """Say that a reader needs nothing any more."""
+    for note in _notes(_listed(store)).get(reader, ()):
+        leave(store, note)
     try:
         store.delete(layout.open_record(reader))
     except AccessError:  # who may only read the repository puts a note instead
@@ -89,7 +102,7 @@ def leave(store: Store, session: str) -> None:
 
 def names(store: Store) -> frozenset[str]:
     """Return the sessions that are open, or were not tidied up."""
-    return frozenset(name for name in _listed(store) if not name.endswith(_LEFT))
+    return frozenset(name for name in _listed(store) if _LEFT not in name and _STILL not in name)
 
 
 def settle(store: Store, keys: Keys, *, now: datetime, dead_after: timedelta) -> tuple[Visitor, ...]:
@@ -102,10 +115,12 @@ def settle(store: Store, keys: Keys, *, now: datetime, dead_after: timedelta) ->
         IntegrityError: a record is damaged.
     """
     there = _listed(store)
-    present = sorted(name for name in there if not name.endswith(_LEFT))
+    notes = _notes(there)
+    present = sorted(name for name in there if not name.endswith(_LEFT) and _STILL not in name)
     left = {name.removesuffix(_LEFT) for name in there if name.endswith(_LEFT)}
-    for session in left.difference(present):
-        leave(store, f"{session}{_LEFT}")
+    orphans = [f"{session}{_LEFT}" for session in left.difference(present)]
+    for name in [*orphans, *(note for session in notes.keys() - set(present) for note in notes[session])]:
+        leave(store, name)
     if not present:
         return ()
     decided = decisions(store)
@@ -116,15 +131,29 @@ def settle(store: Store, keys: Keys, *, now: datetime, dead_after: timedelta) ->
         if visitor is None:
             continue
         over = visitor.decision in decided or session in gone or (not visitor.decision and session in left)
-        if not over and now - visitor.begun < dead_after:
+        heard = max([visitor.begun, *map(_time_of, notes.get(session, ()))])
+        if not over and now - heard < dead_after:
             alive.append(visitor)
             continue
         if not over and visitor.decision:
             _fence(store, keys, visitor)
-        leave(store, session)
-        if session in left:
-            leave(store, f"{session}{_LEFT}")
+        for name in (session, *notes.get(session, ()), *([f"{session}{_LEFT}"] if session in left else [])):
+            leave(store, name)
     return tuple(alive)
+
+
+def _notes(there: frozenset[str]) -> dict[str, list[str]]:
+    """Return the names of the notes that readers are still there, by reader."""
+    found: dict[str, list[str]] = {}
+    for name in there:
+        reader, still, when = name.partition(_STILL)
+        if still and layout.is_session_id(when):
+            found.setdefault(reader, []).append(name)
+    return found
+
+
+def _time_of(note: str) -> datetime:
+    return layout.time_of_session(note.partition(_STILL)[2])
 
 
 def _listed(store: Store) -> frozenset[str]:

@@ -355,6 +355,10 @@ class Repository:
         """Tell whether what *reader* pinned was kept until now; without it, `pin` asks what is left."""
         return pins.pinned(self.store, reader)
 
+    def renew(self, reader: str, *, now: datetime | None = None) -> bool:
+        """Let what *reader* pinned be kept as if it was pinned now; tell whether it was kept until now."""
+        return pins.renew(self.store, reader, now)
+
     def unpin(self, reader: str) -> None:
         """Let go of what *reader* pinned; a second call does nothing."""
         pins.unpin(self.store, reader)

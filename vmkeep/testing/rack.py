@@ -105,6 +105,10 @@ class Rack:
 
     def digest(self, vm: str, disk: str) -> str:
         """Return the SHA-256 of what a disk holds now; the VM must not write meanwhile."""
+        return hashlib.sha256(self.content(vm, disk)).hexdigest()
+
+    def content(self, vm: str, disk: str) -> bytes:
+        """Return what a disk holds now; the VM must not write meanwhile."""
         image = next(one for one in self.hypervisor.images(vm) if one.disk == disk)
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             copy = Path(folder) / "disk.raw"
@@ -121,7 +125,7 @@ class Rack:
                 str(copy),
                 timeout_s=60,
             )
-            return _digest(copy)
+            return copy.read_bytes()
 
     def saved_digest(self, vm: str, disk: str, *, point: int = -1, component: str = "os") -> str:
         """Return the SHA-256 of a disk as a recovery point has it, by default the newest."""

@@ -55,12 +55,13 @@ def schema() -> None:
     print_json(json_schema())
 
 
-def plan(
+def plan(  # noqa: PLR0913  (each is an option)
     operation: Annotated[Operation, typer.Argument(help="What would be done.")] = Operation.BACKUP,
     targets: options.Targets = None,
     fleet: options.Fleet = options.FLEET_FILE,
     kind: options.Kinds = None,
     *,
+    instant: Annotated[bool, typer.Option("--instant", help="Of a restore: an instant one.")] = False,
     json: options.Json = False,
 ) -> None:
     """Show what would run: steps in waves, the critical path, how long, how much. Changes nothing."""
@@ -68,7 +69,11 @@ def plan(
     from vmkeep.operations.request import Request
 
     request = Request(
-        operation=operation.value, fleet=fleet, targets=tuple(targets or ()), kinds=tuple(kind or ())
+        operation=operation.value,
+        fleet=fleet,
+        targets=tuple(targets or ()),
+        kinds=tuple(kind or ()),
+        instant=instant and operation is Operation.RESTORE,
     )
     carry_out(request, as_json=json)
 

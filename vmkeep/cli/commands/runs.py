@@ -91,6 +91,11 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is restored in VMs that exist.")
     ] = False,
+    instant: Annotated[
+        bool,
+        typer.Option("--instant", help="Start the VMs at once; their data streams in while they run."),
+    ] = False,
+    bandwidth: options.Bandwidth = None,
     with_dependencies: Annotated[
         bool, typer.Option("--with-dependencies", help="Also all that the targets depend on.")
     ] = False,
@@ -113,12 +118,37 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
         targets=tuple(targets or ()), kinds=tuple(kind or ()), points=tuple(point or ()), run=run, at=at,
         rename=tuple(rename or ()), overwrite=overwrite, dependencies=with_dependencies,
         folder=to, tar=tar, paths=tuple(path or ()), owners=not no_owners,
+        instant=instant, bandwidth=bandwidth,
     )  # fmt: skip
     request = request_of(choice, fleet, repository)
     if choice.of_files:
         restore_files(choice, request, as_json=json)
     else:
         carry_out(request, Mode(direct=direct, as_json=json, resume=resume))
+
+
+def stream(
+    vm: Annotated[str | None, typer.Argument(help="The VM; none lists all.", show_default=False)] = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    bandwidth: options.Bandwidth = None,
+    *,
+    start: Annotated[bool, typer.Option("--start", help="Power the VM on first, if it is off.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Let the data of an instantly restored VM stream in, and wait for it; also after an interruption.
+
+    Whatever was interrupted (the restore, the server of the recovery point, the VM, this host), the VM has
+    all that it wrote. This starts the server again if need be, lets a VM go on that stood still without it,
+    and lets the server go when all data is there.
+    """
+    from vmkeep.cli import stream as streaming
+    from vmkeep.cli.fleet_file import load
+    from vmkeep.cli.restore import rate
+
+    if vm is None:
+        streaming.show(load(fleet), as_json=json)
+    else:
+        streaming.follow(load(fleet), vm, bandwidth=rate(bandwidth), start=start, as_json=json)
 
 
 def verify(  # noqa: PLR0913  (each is an option)
@@ -213,11 +243,15 @@ def add_to(app: typer.Typer) -> None:
             "vmkeep restore",
             "vmkeep restore app1 --with-dependencies --overwrite",
             "vmkeep restore db1 --as db1=db1-copy --at '2026-01-31 18:00'",
+            "vmkeep restore app1 --with-dependencies --instant",
             "vmkeep restore db1/databases.orders --overwrite",
             "vmkeep restore db1/filesystems.exports --to ./found --path /srv/exports/a.txt --no-owners",
             "vmkeep restore db1/filesystems.exports --tar exports.tar",
         )
     )(restore)
+    app.command(
+        epilog=examples("vmkeep stream", "vmkeep stream db1", "vmkeep stream db1 --start --bandwidth 50MiB/s")
+    )(stream)
     app.command(
         epilog=examples(
             "vmkeep verify",

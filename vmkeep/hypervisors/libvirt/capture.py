@@ -15,7 +15,7 @@ import libvirt
 from vmkeep.disks import locking, scratch
 from vmkeep.errors import SourceChangedError, SourceError, UnsupportedError
 from vmkeep.hypervisors.base import DiskState, MachineState
-from vmkeep.hypervisors.libvirt import backup_job, checkpoints, pools
+from vmkeep.hypervisors.libvirt import backup_job, checkpoints, pools, restoring
 from vmkeep.hypervisors.libvirt.connection import is_remote, translated
 from vmkeep.hypervisors.libvirt.machine import Disk, Machine, parse, read
 from vmkeep.hypervisors.still import still_disk
@@ -53,6 +53,7 @@ class Capture:
             running = bool(domain.isActive())
             root = parse(domain.XMLDesc(0 if running else _SECURE), what=f"VM {name}")
             definition = domain.XMLDesc(_SECURE)
+        restoring.require_whole(parse(definition, what=f"VM {name}"))
         machine = read(root)
         wanted = _declared(machine, vm)
         if not running:

@@ -14,7 +14,7 @@ from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import reconcile
 from vmkeep.hypervisors.base import Change
 from vmkeep.hypervisors.definition import Definition, DiskFile, NetworkCard
-from vmkeep.hypervisors.libvirt import acceleration, build, edit, pools
+from vmkeep.hypervisors.libvirt import acceleration, build, edit, pools, restoring
 from vmkeep.hypervisors.libvirt.connection import translated
 from vmkeep.hypervisors.libvirt.machine import parse, read, to_text
 
@@ -52,6 +52,7 @@ class Configure:
             return self._create(name, vm, apply=apply)
         with translated(f"VM {name}"):
             root = parse(domain.XMLDesc(SECURE), what=f"VM {name}")
+            restoring.require_whole(root)
             machine = read(root)
             actual = self._seen(domain, machine)
             declared = self._as_it_is(vm, actual)

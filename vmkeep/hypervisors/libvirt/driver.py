@@ -20,6 +20,7 @@ from vmkeep.hypervisors.libvirt.configure import Configure
 from vmkeep.hypervisors.libvirt.connection import shared, translated
 from vmkeep.hypervisors.libvirt.machine import parse, read
 from vmkeep.hypervisors.libvirt.restore import Restore
+from vmkeep.hypervisors.libvirt.streams import LibvirtStreams
 from vmkeep.hypervisors.still import find_disk
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class LibvirtHypervisor:
         self._capture = Capture(self._connection, sockets=sockets)
         self._configure = Configure(self._connection)
         self._restore = Restore(self._connection)
+        self.streams = LibvirtStreams(self._connection, self._restore, sockets=sockets)
 
     def unsupported(self, name: str, vm: VM) -> Sequence[str]:
         """Return one sentence for each declared thing that libvirt does not do."""
@@ -176,6 +178,7 @@ class LibvirtHypervisor:
         domain = self._connection.domain(name)
         with translated(f"VM {name}: starting"):
             if not domain.isActive():
+                self.streams.let_start(name)
                 domain.create()
 
     def stop(self, name: str, *, timeout_s: float = _STOP_S) -> None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import threading
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import libvirt
 
-from vmkeep.disks import images, journal, locking
+from vmkeep.disks import images, journal, locking, qemu_img
 from vmkeep.errors import AccessError, InputError, NotFoundError, SourceChangedError, SourceError
-from vmkeep.hypervisors.libvirt import adapt, belongings, build, checkpoints, pools, restoring
+from vmkeep.hypervisors.libvirt import adapt, belongings, build, checkpoints, guard, pools, restoring
 from vmkeep.hypervisors.libvirt.connection import translated
 from vmkeep.hypervisors.libvirt.machine import disk_elements, parse, read, target_of, to_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from xml.etree import ElementTree as ET
 
     from vmkeep.disks.device import DiskTarget
-    from vmkeep.hypervisors.base import Change
+    from vmkeep.hypervisors.base import Change, ServedDisk
     from vmkeep.hypervisors.libvirt.connection import Connection
     from vmkeep.hypervisors.libvirt.machine import Machine
 
@@ -46,6 +47,7 @@ class Restore:
         # What was half restored when it was captured is nothing to go by now.
         restoring.forget_restoring(root, [*restoring.restoring(root)])
         restoring.note_replaced(root, [])
+        restoring.forget_streaming(root)
         kept = belongings.take(root)
         captured = read(root)
         nvram = belongings.nvram_of(root)
@@ -82,21 +84,40 @@ class Restore:
         with self._lock:
             domain = self._connection.domain(name)
             root = self._discarded(domain, [disk])
-            present = read(root).disk(disk)
-            where = present.path.parent if present and present.path else pools.folder(self._connection, None)
-            taken = _paths_in(root) - ({present.path} if present else set())
-            path = _free_file(where, name, disk, format, taken=taken)
+            path = self._new_file(root, name, disk, format)
             restoring.note_restoring(root, disk, path, format)
             self._define(root)
             try:
                 return images.ImageTarget(path, format, size=size, what=f"VM {name}: disk {disk}")
             except PermissionError as error:
                 raise AccessError(
-                    f"VM {name}: disk {disk}: {where} cannot be written by this user: restore as root"
+                    f"VM {name}: disk {disk}: {path.parent} cannot be written by this user: restore as root"
                 ) from error
 
-    def commit_disks(self, name: str, disks: Sequence[str]) -> None:
-        """Let the domain lie on its new disks, all or none: one definition takes the place of another."""
+    def overlay_disks(self, name: str, disks: Mapping[str, ServedDisk]) -> None:
+        """Let the domain lie on overlays over served disks; nothing of these is read here."""
+        with self._lock:
+            domain = self._connection.domain(name)
+            root = self._discarded(domain, [*disks])
+            for disk in disks:
+                path = self._new_file(root, name, disk, "qcow2")
+                restoring.note_restoring(root, disk, path, "qcow2")
+            self._define(root)
+            for disk, (path, _) in restoring.restoring(root).items():
+                if disk in disks:
+                    one = disks[disk]
+                    qemu_img.create_over(path, restoring.uri(one.socket, one.export), one.size)
+            self.commit_disks(name, [*disks], served=disks)
+
+    def commit_disks(
+        self, name: str, disks: Sequence[str], *, served: Mapping[str, ServedDisk] | None = None
+    ) -> None:
+        """Let the domain lie on its new disks, all or none: one definition takes the place of another.
+
+        Args:
+            served: What new disks are overlays over. What is replaced then stays for now.
+        """
+        served = served or {}
         with self._lock, contextlib.ExitStack() as locks:
             domain = self._connection.domain(name)
             root = self._finished(domain)
@@ -115,7 +136,11 @@ class Restore:
                 _put(root, disk, *new[disk])
                 journal.flush_folder(new[disk][0].parent)
             restoring.forget_restoring(root, disks)
-            restoring.note_replaced(root, old.values())
+            # An overlay that never got all of its data, and is replaced, goes like what it replaced.
+            restoring.forget_streaming(root, disks)
+            restoring.note_replaced(root, [*restoring.replaced(root), *old.values()])
+            for disk, over in served.items():
+                guard.begin(root, disk, new[disk][0], over)
             self._define(root)
             locks.close()
             checkpoints.forget(domain)
@@ -124,12 +149,46 @@ class Restore:
                 with contextlib.suppress(libvirt.libvirtError):  # the pool's list is for people
                     pools.refresh(self._connection, new[disk][0])
 
+    def guard_streams(self, name: str, *, up: bool) -> ET.Element:
+        """Let only vmkeep start the domain from now on, or let it be started; return its definition."""
+        with self._lock:
+            domain = self._connection.domain(name)
+            root = self._xml(domain)
+            marks = restoring.streaming(root)
+            if any(mark.guarded is not up for mark in marks):
+                restoring.forget_streaming(root)
+                for mark in marks:
+                    restoring.note_streaming(root, replace(mark, guarded=up))
+                self._define(root)
+                guard.lower(root)
+            return root
+
+    def finish_streams(self, name: str) -> None:
+        """Forget that data was streaming in, and remove what the overlays replaced."""
+        with self._lock:
+            domain = self._connection.domain(name)
+            root = self._xml(domain)
+            marks = restoring.streaming(root)
+            if not marks:
+                return
+            for mark in marks:
+                guard.end(root, mark)
+            self._define(root)
+            self._finished(domain)
+
     def discard_disks(self, name: str, disks: Sequence[str]) -> None:
         """Remove new images that were not put in place."""
         with self._lock:
             domain = self._connection.find_domain(name)
             if domain is not None:
                 self._discarded(domain, disks)
+
+    def _new_file(self, root: ET.Element, name: str, disk: str, format: str) -> Path:  # noqa: A002
+        """Return where a new image of a disk is made: beside the present one, or in the default pool."""
+        present = read(root).disk(disk)
+        where = present.path.parent if present and present.path else pools.folder(self._connection, None)
+        taken = _paths_in(root) - ({present.path} if present else set())
+        return _free_file(where, name, disk, format, taken=taken)
 
     def _discarded(self, domain: libvirt.virDomain, disks: Sequence[str]) -> ET.Element:
         root = self._finished(domain)
@@ -146,10 +205,10 @@ class Restore:
         return root
 
     def _finished(self, domain: libvirt.virDomain) -> ET.Element:
-        """Remove what an earlier commit replaced; return the domain's definition."""
+        """Remove what an earlier commit replaced and is not needed; return the domain's definition."""
         root = self._xml(domain)
         paths = restoring.replaced(root)
-        if paths:
+        if paths and not restoring.streaming(root):
             present = {disk.path for disk in read(root).disks}
             for path in paths:
                 if path not in present:
@@ -206,9 +265,12 @@ class Restore:
 
     def _xml(self, domain: libvirt.virDomain) -> ET.Element:
         with translated(f"VM {domain.name()}"):
-            return parse(domain.XMLDesc(SECURE), what=f"VM {domain.name()}")
+            root = parse(domain.XMLDesc(SECURE), what=f"VM {domain.name()}")
+        guard.lower(root)
+        return root
 
     def _define(self, root: ET.Element) -> None:
+        guard.raise_(root)
         with translated(f"VM {root.findtext('name')}: definition"):
             self._connection.get().defineXML(to_text(root))
 
@@ -228,6 +290,9 @@ def _take_over(root: ET.Element, before: ET.Element) -> None:
     captured, present = read(root), read(before)
     for disk, (path, format) in restoring.restoring(before).items():  # noqa: A001
         restoring.note_restoring(root, disk, path, format)
+    restoring.note_replaced(root, restoring.replaced(before))
+    for mark in restoring.streaming(before):
+        restoring.note_streaming(root, mark)
     for one in present.disks:
         if captured.disk(one.name) is None and one.path is not None:
             build.add_disk(root, one.name, one.path, one.format)

@@ -1,0 +1,312 @@
+"""VMs run from their recovery point at once, and their data streams in behind them: nothing is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+
+import libvirt
+import pytest
+
+from vmkeep.disks import qemu_img
+from vmkeep.errors import SourceError, TemporaryError, UnsupportedError
+from vmkeep.operations import instant, repositories, serving
+from vmkeep.operations.direct import run_direct
+from vmkeep.planning import State
+from vmkeep.testing.rack import Rack
+from vmkeep.units import KiB, MiB
+
+pytestmark = pytest.mark.integration
+
+TWO_DISKS = "vms:\n  db1: {disks: [{name: root, size: 64MiB}, {name: data, size: 16MiB}]}\n"
+BOOTING = """\
+vms:
+  db1:
+    memory: 256MiB
+    disks: [{name: root, size: 128MiB}]
+    guest: {agent: true}
+    health: [{agent: true, timeout: 180s}]
+"""
+SLOW = 3 * MiB
+"""Bytes a second at which data streams in where a test needs it not to be over."""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr("vmkeep.operations.direct.DELAYS_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr("vmkeep.operations.instant._POLL_S", 0.1)
+    yield
+    for one in serving.all_of("rack"):
+        serving.end(one.folder)
+
+
+@pytest.fixture
+def rack(libvirtd, tmp_path):
+    """A VM without a guest in it that was saved, and its disks as they were."""
+    rack = Rack(tmp_path, libvirtd, TWO_DISKS)
+    rack.pause("db1")
+    rack.poke("db1", "root", at="4M", length="16M", pattern=0x11)
+    rack.poke("db1", "data", at="1M", length="1M", pattern=0x12)
+    rack.domain("db1").destroy()
+    assert rack.run("backup").exit_code == 0
+    return rack
+
+
+class KilledError(Exception):
+    """The process that restores is no more: what it would do in its end is not done."""
+
+
+def until(holds, *, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not (found := holds()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return found
+
+
+def is_behind(rack, vm="db2"):
+    return [one.disk for one in rack.hypervisor.streams.behind(vm)]
+
+
+def streams(rack, vm="db2"):
+    return any(one.done for one in rack.hypervisor.streams.behind(vm))
+
+
+def served(rack, vm="db2"):
+    return instant.find(rack.file, vm)
+
+
+def kill_server(rack, vm="db2"):
+    os.kill(int((served(rack, vm).folder / "pid").read_text()), signal.SIGKILL)
+    until(lambda: not serving.is_alive(served(rack, vm).folder))
+
+
+def finish(rack, vm="db2"):
+    return instant.follow(served(rack, vm), progress=lambda _size: None)
+
+
+def restoring(rack, *more):
+    """Start a restore in a process of its own, and return that when data streams in."""
+    command = ["restore", "--direct", "--instant", "--as", "db1=db2", "--bandwidth", f"{SLOW}B/s", *more]
+    program = f"import sys; from vmkeep.cli import main; sys.exit(main({[*command, '-f', str(rack.path)]!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    until(lambda: process.poll() is not None or streams(rack))
+    assert process.poll() is None, process.stdout.read()
+    return process
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def expected(rack, writes=()):
+    """Return what the VM's disks must hold: what was saved, and what was written since."""
+    disks = {disk: bytearray(rack.content("db1", disk)) for disk in ("root", "data")}
+    for disk, at, length, pattern in writes:
+        disks[disk][at : at + length] = bytes([pattern]) * length
+    return disks
+
+
+def write(rack, *writes, vm="db2"):
+    for disk, at, length, pattern in writes:
+        rack.poke(vm, disk, at=str(at), length=str(length), pattern=pattern)
+
+
+def assert_whole(rack, writes=(), vm="db2"):
+    """Check that a VM needs no server, has all data, and that nothing else is left."""
+    wanted = expected(rack, writes)
+    assert {disk: rack.content(vm, disk) == bytes(wanted[disk]) for disk in wanted} == {
+        "root": True, "data": True,
+    }  # fmt: skip
+    for image in rack.hypervisor.images(vm):
+        assert qemu_img.backing(image.path, what=vm) == ""
+    assert_nothing_left(rack, vm)
+
+
+def assert_nothing_left(rack, vm="db2"):
+    assert [*serving.all_of("rack")] == []
+    assert not (rack.daemon.sockets / "served" / vm / serving.SOCKET).exists()
+    assert "streaming" not in rack.domain(vm).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    with repositories.open_repository(rack.file) as repository:
+        pins = [one.key.partition("/")[2] for one in repository.store.list("open/")]
+    assert {*pins} == pins_of_killed_runs(rack)  # which may be continued
+
+
+def pins_of_killed_runs(rack):
+    return {json.loads(pin.read_text())["reader"] for pin in rack.folder.glob("state/rack/runs/*/pin")}
+
+
+WRITES = (("root", 8 * MiB, 64 * KiB, 0x77), ("root", 19 * MiB + 512, 1024, 0x78), ("data", 0, 512, 0x79))
+
+
+def test_what_a_vm_writes_while_data_streams_in_stays_and_all_else_is_as_it_was_saved(rack):
+    process = restoring(rack)
+    write(rack, *WRITES)
+    out = process.communicate(timeout=120)[0].decode()
+
+    assert process.returncode == 0, out
+    assert_whole(rack, WRITES)
+
+
+def test_a_restore_that_is_killed_goes_on_without_it_until_nothing_is_left(rack):
+    kill(restoring(rack))
+    write(rack, *WRITES)
+
+    until(lambda: not [*serving.all_of("rack")])
+    assert_whole(rack, WRITES)
+
+
+def test_a_killed_restore_is_continued(rack):
+    kill(restoring(rack))
+    (folder,) = (path for path in (rack.folder / "state/rack/runs").iterdir() if "Z-" in path.name)
+    write(rack, *WRITES)
+
+    report = rack.run("restore", resume=folder.name, instant=True, rename={"db1": "db2"})
+    assert report.exit_code == 0, report.outcomes
+    assert_whole(rack, WRITES)
+
+
+def test_a_server_that_is_killed_is_started_again_and_the_vm_goes_on(rack):
+    process = restoring(rack)
+    write(rack, *WRITES)
+    kill_server(rack)
+    out = process.communicate(timeout=120)[0].decode()
+
+    assert process.returncode == 0, out
+    assert_whole(rack, WRITES)
+
+
+def test_a_vm_that_is_killed_has_all_that_it_wrote_and_only_vmkeep_starts_it(rack):
+    kill(restoring(rack))
+    write(rack, *WRITES)
+    os.kill(rack.daemon.qemu("db2"), signal.SIGKILL)
+    until(lambda: not rack.domain("db2").isActive())
+
+    with pytest.raises(libvirt.libvirtError, match="vmkeep-is-streaming"):
+        rack.domain("db2").create()
+    with pytest.raises(SourceError, match="vmkeep stream db2 --start"):
+        finish(rack)
+    instant.power_on(served(rack))
+    finish(rack)
+    assert_whole(rack, WRITES)
+
+
+def test_a_vm_killed_in_the_moment_when_all_is_copied_loses_nothing(rack):
+    """QEMU has taken the reference to the server away, and not written all that it copied."""
+    report_of_a_killed_restore(rack)
+    with serving.turn(served(rack).folder) as ours:  # or the server would finish it
+        assert ours
+        rack.hypervisor.streams.stream("db2")
+        until(lambda: not is_behind(rack))
+        os.kill(rack.daemon.qemu("db2"), signal.SIGKILL)
+        until(lambda: not rack.domain("db2").isActive())
+
+    assert sorted(is_behind(rack)) == ["data", "root"]
+    instant.power_on(served(rack))
+    finish(rack)
+    assert_whole(rack)
+
+
+def report_of_a_killed_restore(rack, **how):
+    """Restore, and stop when the VM runs from its server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vmkeep.operations.instant.follow", killed)
+        return rack.run("restore", instant=True, **({"rename": {"db1": "db2"}} | how))
+
+
+def killed(*_arguments, **_how):
+    raise KilledError
+
+
+def test_server_and_vm_killed_together_as_when_the_host_dies(rack):
+    process = restoring(rack)
+    write(rack, *WRITES)
+    kill(process)
+    kill_server(rack)
+    os.kill(rack.daemon.qemu("db2"), signal.SIGKILL)
+    until(lambda: not rack.domain("db2").isActive())
+
+    instant.power_on(served(rack))
+    finish(rack)
+    assert_whole(rack, WRITES)
+
+
+def test_a_daemon_that_is_killed_meanwhile_changes_nothing(rack):
+    process = restoring(rack)
+    kill(process)
+    rack.daemon.kill()
+    rack.daemon.restart()
+
+    finish(rack)
+    assert_whole(rack)
+
+
+def test_in_place_the_old_disks_stay_until_all_data_is_there(rack):
+    folder = rack.daemon.pools / "default"
+    old = {path.name for path in folder.iterdir()}
+    before = expected(rack)
+    report_of_a_killed_restore(rack, rename={}, overwrite=True)
+
+    assert old < {path.name for path in folder.iterdir()}
+    finish(rack, "db1")
+    assert old.isdisjoint(path.name for path in folder.iterdir())
+    assert {disk: rack.content("db1", disk) for disk in before} == {k: bytes(v) for k, v in before.items()}
+    assert_nothing_left(rack, "db1")
+
+
+def test_a_vm_whose_data_streams_in_is_not_saved_nor_changed(rack):
+    report_of_a_killed_restore(rack, rename={}, overwrite=True)
+
+    for operation in ("backup", "configure"):
+        with pytest.raises(TemporaryError, match="vmkeep stream db1"):
+            raise next(iter(rack.run(operation).errors.values()))
+    finish(rack, "db1")
+    assert rack.run("backup").exit_code == 0
+
+
+def test_another_restore_takes_the_place_of_one_whose_data_streams_in(rack):
+    before = expected(rack)
+    report_of_a_killed_restore(rack, rename={}, overwrite=True)
+    rack.domain("db1").destroy()
+
+    assert rack.run("restore", overwrite=True).exit_code == 0
+    assert {disk: rack.content("db1", disk) for disk in before} == {k: bytes(v) for k, v in before.items()}
+    until(lambda: not [*serving.all_of("rack")])
+    assert len([*(rack.daemon.pools / "default").iterdir()]) == 2
+
+
+def test_what_is_served_is_not_collected_though_it_is_forgotten(rack):
+    report_of_a_killed_restore(rack)
+    with repositories.open_repository(rack.file) as repository:
+        repository.forget(repository.point("db1"), "tests")
+        later = datetime.now(UTC) + timedelta(days=6)
+        assert repository.collect(now=later).waits_for
+    finish(rack)
+
+    assert_whole(rack)
+
+
+def test_what_is_only_on_the_way_is_refused_for_vms_that_cannot(site):
+    assert site.run("backup").exit_code == 0
+    with pytest.raises(UnsupportedError, match=r"driver images .* leave --instant out"):
+        run_direct(site.request("restore", instant=True, overwrite=True))
+
+
+def test_a_vm_that_fails_its_gate_stays_for_people_to_look_at(libvirtd, tmp_path):
+    rack = Rack(tmp_path, libvirtd, BOOTING.replace("180s", "1s"))
+    assert rack.run("backup").exit_code == 0
+
+    report = rack.run("restore", instant=True, rename={"db1": "db2"})
+    assert report.outcomes["stream db1"].state is State.SKIPPED
+    assert rack.domain("db2").isActive()
+    assert serving.is_alive(served(rack).folder)
+    finish(rack)
+    assert_nothing_left(rack)

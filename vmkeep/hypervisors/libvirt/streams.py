@@ -1,0 +1,161 @@
+"""Domains that run on overlays over an NBD server, and QEMU's block jobs that copy the rest into these.
+
+Whether an overlay still needs the server says its own header, as long as the QEMU runs that wrote it; after
+that it is only believed when QEMU is known to have written all (see `guard`).
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import libvirt
+
+from vmkeep.disks import qemu_img
+from vmkeep.errors import AccessError, SourceError
+from vmkeep.hypervisors.base import Behind
+from vmkeep.hypervisors.libvirt import restoring
+from vmkeep.hypervisors.libvirt.connection import translated
+from vmkeep.hypervisors.libvirt.machine import parse, read
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmkeep.hypervisors.base import ServedDisk
+    from vmkeep.hypervisors.libvirt.connection import Connection
+    from vmkeep.hypervisors.libvirt.machine import Disk
+    from vmkeep.hypervisors.libvirt.restore import Restore
+
+_SYSTEM: Final = Path("/run/vmkeep")
+"""Where sockets lie that QEMU connects to, on a host whose libvirt is the system's."""
+_STANDS_STILL: Final = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
+
+
+class LibvirtStreams:
+    """See `Streams`. Safe to use from several threads."""
+
+    def __init__(self, connection: Connection, restore: Restore, *, sockets: Path | None) -> None:
+        self._connection, self._restore, self._sockets = connection, restore, sockets
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of the VM's socket, which only QEMU's user (and root) can enter."""
+        root = self._sockets or (_SYSTEM if os.geteuid() == 0 else _own())
+        path = root / "served" / name
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o700)
+            if os.geteuid() == 0:
+                os.chown(path, *self._user())
+        except OSError as error:
+            raise AccessError(f"VM {name}: cannot make {path}: {error.strerror}") from error
+        return path
+
+    def overlay(self, name: str, disks: Mapping[str, ServedDisk]) -> None:
+        """Put overlays over served disks in place."""
+        self._restore.overlay_disks(name, disks)
+
+    def behind(self, name: str) -> Sequence[Behind]:
+        """Return what has not streamed in, as far as that is certain."""
+        domain = self._connection.find_domain(name)
+        if domain is None:
+            return []
+        with translated(f"VM {name}"):
+            root = parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), what=f"VM {name}")
+            marks = restoring.streaming(root)
+            if not marks or not domain.isActive():
+                return [Behind(mark.disk, mark.socket) for mark in marks]
+            machine = read(parse(domain.XMLDesc(), what=f"VM {name}"))
+        found = [(mark, machine.disk(mark.disk)) for mark in marks]
+        return [
+            _progress(domain, disk, mark)
+            for mark, disk in found
+            if disk is not None and disk.path is not None and _needs_server(disk.path, what=f"VM {name}")
+        ]
+
+    def stream(self, name: str, *, bandwidth: int = 0) -> Sequence[Behind]:
+        """Begin what does not stream, let the VM go on, and tidy up when all is in and written."""
+        domain = self._connection.domain(name)
+        behind = self.behind(name)
+        with translated(f"VM {name}: streaming"):
+            if behind and not domain.isActive():
+                raise SourceError(
+                    f"VM {name} is powered off, and {', '.join(one.disk for one in behind)} has not streamed "
+                    f"in; nothing is lost: 'vmkeep stream {name} --start' starts it, and goes on"
+                )
+            if domain.isActive() and domain.state() == _STANDS_STILL:
+                domain.resume()
+            if not behind:
+                return self._finish(domain)
+            self._restore.guard_streams(name, up=True)
+            machine = read(parse(domain.XMLDesc(), what=f"VM {name}"))
+            for one in behind:
+                disk = machine.disk(one.disk)
+                if not one.size and disk is not None:
+                    domain.blockPull(disk.target, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
+        return self.behind(name)
+
+    def let_start(self, name: str) -> None:
+        """Let a domain that is powered off be started, if its data has not streamed in."""
+        domain = self._connection.domain(name)
+        with translated(f"VM {name}"):
+            root = parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), what=f"VM {name}")
+        for mark in restoring.streaming(root):
+            if mark.guarded and not qemu_img.backing(mark.path, what=f"VM {name}: disk {mark.disk}"):
+                qemu_img.rebase_over(mark.path, mark.uri)
+        self._restore.guard_streams(name, up=False)
+
+    def _finish(self, domain: libvirt.virDomain) -> Sequence[Behind]:
+        """Let QEMU write what it has copied, and forget that anything streamed."""
+        root = parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), what=f"VM {domain.name()}")
+        marks = restoring.streaming(root)
+        if marks and domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
+            return [Behind(mark.disk, mark.socket, 1, 1) for mark in marks]  # somebody paused it
+        if marks:
+            # QEMU writes all that it has in memory when it stops its processors.
+            # See: QEMU, softmmu/cpus.c, do_vm_stop.
+            domain.suspend()
+            domain.resume()
+            self._restore.finish_streams(domain.name())
+        return []
+
+    def _user(self) -> tuple[int, int]:
+        """Return the user and group that QEMU runs as.
+
+        See: https://libvirt.org/formatcaps.html, secmodel: `+UID:+GID` for the model `dac`.
+        """
+        with translated(f"libvirt at {self._connection.uri}"):
+            root = parse(self._connection.get().getCapabilities(), what="capabilities of libvirt")
+        for model in root.iterfind("host/secmodel"):
+            label = model.findtext("baselabel", "")
+            if model.findtext("model") == "dac" and ":" in label:
+                user, group = (int(one.lstrip("+")) for one in label.split(":"))
+                return user, group
+        return os.geteuid(), os.getegid()
+
+
+def _own() -> Path:
+    """Return where a user's sockets lie."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "vmkeep" if runtime else Path(f"/tmp/vmkeep.{pwd.getpwuid(os.geteuid()).pw_name}")  # noqa: S108
+
+
+def _needs_server(overlay: Path, *, what: str) -> bool:
+    """Tell whether an overlay, or what lies below it, refers to a server."""
+    while over := qemu_img.backing(overlay, what=what):
+        if over.startswith("nbd"):
+            return True
+        overlay = overlay.parent / over  # somebody made a snapshot on top of ours
+    return False
+
+
+def _progress(domain: libvirt.virDomain, disk: Disk, mark: restoring.Mark) -> Behind:
+    try:
+        job = domain.blockJobInfo(disk.target, 0)
+    except libvirt.libvirtError:  # powered off meanwhile
+        job = {}
+    if job.get("type") != libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL:
+        return Behind(mark.disk, mark.socket)
+    # A job that has just begun may say 0 of 0: it is one all the same.
+    return Behind(mark.disk, mark.socket, job["cur"], max(job["end"], 1))

@@ -1,0 +1,288 @@
+"""The servers of instantly restored VMs: one process each, that outlives whoever started it.
+
+<state>/<fleet>/serving/<hypervisor>/<vm>/
+    serving.json   what is served, to whom, and from where
+    lock           held by the server as long as it lives
+    turn           held by whoever lets the data stream in: the run, `vmkeep stream`, or else the server
+    pid, log       of the server
+    pin, point     the recovery point, kept from being collected (see `kept_points`)
+
+The folder is there for as long as the VM needs a server, whether one runs or not: whoever finds it can start
+one again. Nothing in it, and nothing of the server's command line, is a secret.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from vmkeep import fleet as fleets
+from vmkeep.errors import NotFoundError, SourceError, TemporaryError, VmkeepError
+from vmkeep.hypervisors.open import open_hypervisor
+from vmkeep.operations import repositories, served_point
+from vmkeep.operations.state import state_folder
+from vmkeep.operations.taken import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmkeep.fleet import FleetFile
+    from vmkeep.hypervisors.base import Hypervisor, Streams
+
+SOCKET: Final = "nbd"
+_NOTE: Final = "serving.json"
+ABANDONED_S: Final = 3600.0
+"""How long a server waits for its VM to be put on the disks."""
+_STARTS_S: Final = 120.0
+"""How long a server may take until it answers: it opens the repository, which may be far."""
+_ENDS_S: Final = 30.0
+_POLL_S: Final = 0.02
+
+_children: Final[list[subprocess.Popen[bytes]]] = []
+"""The servers that this process started: it takes note of their end, and lets them be when it ends first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What one server serves."""
+
+    fleet: str
+    """The path of the fleet file."""
+    hypervisor: str
+    target: str
+    """The VM, as the hypervisor knows it."""
+    vm: str
+    """As the fleet file calls it."""
+    session: str
+    """The recovery point."""
+    repository: str | None
+    """The copy that it is read from."""
+    run: str
+    disks: tuple[str, ...]
+    in_place: bool = False
+    """Whether the VM lies on the overlays: from then on it needs the server until it has all data."""
+    wanted: bool = False
+    """Whether its data is to stream in; until then it runs from the server."""
+    bandwidth: int = 0
+    """Of each disk, in bytes a second; 0: as fast as it goes."""
+
+    @property
+    def file(self) -> FleetFile:
+        """The fleet file, as it is now."""
+        return fleets.load(Path(self.fleet)).at(self.repository)
+
+    @property
+    def folder(self) -> Path:
+        """Where all of this is kept."""
+        return state_folder(self.file.fleet.fleet) / "serving" / self.hypervisor / self.target
+
+    def machine(self) -> Hypervisor:
+        """Return the driver of the hypervisor that runs the VM."""
+        file = self.file
+        config = file.fleet.hypervisors[self.hypervisor]
+        return open_hypervisor(self.hypervisor, config, file.path.absolute().parent)
+
+    def streams(self) -> Streams:
+        """Return how its data streams in.
+
+        Raises:
+            SourceError: the hypervisor is of another driver now.
+        """
+        found = self.machine().streams
+        if found is None:
+            raise SourceError(f"hypervisor {self.hypervisor} does not run VMs while their data streams in")
+        return found
+
+
+def folder_of(file: FleetFile, vm: str, target: str) -> Path:
+    """Return the folder of the server of a VM that is restored as *target*."""
+    return state_folder(file.fleet.fleet) / "serving" / file.fleet.vms[vm].hypervisor / target
+
+
+def all_of(fleet: str) -> Iterator[Serving]:
+    """Yield what VMs of a fleet are served, or were when their server was killed."""
+    for path in sorted((state_folder(fleet) / "serving").glob(f"*/*/{_NOTE}")):
+        with contextlib.suppress(NotFoundError):
+            yield read(path.parent)
+
+
+def read(folder: Path) -> Serving:
+    """Return what is served from a folder.
+
+    Raises:
+        NotFoundError: nothing.
+    """
+    try:
+        noted = json.loads((folder / _NOTE).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(f"no VM is served from {folder}") from None
+    return Serving(**{**noted, "disks": tuple(noted["disks"])})
+
+
+def is_noted(folder: Path) -> bool:
+    """Tell whether a VM is served from a folder, or was when its server was killed."""
+    return (folder / _NOTE).exists()
+
+
+def is_begun(serving: Serving) -> bool:
+    """Tell whether a run is about to put the VM on its disks, as far as one can tell from outside."""
+    with contextlib.suppress(OSError):
+        age = time.time() - (serving.folder / _NOTE).stat().st_mtime
+        return not serving.in_place and age < ABANDONED_S
+    return False
+
+
+def write(serving: Serving) -> None:
+    """Note what is served."""
+    serving.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_whole(serving.folder / _NOTE, json.dumps(asdict(serving)).encode())
+
+
+def ensure(serving: Serving) -> Path:
+    """Return the socket of a server that answers; it is started if none does.
+
+    Raises:
+        TemporaryError: it does not come up; the message has its last words.
+    """
+    address = serving.streams().folder(serving.target) / SOCKET
+    _children[:] = [one for one in _children if one.poll() is None]
+    if is_alive(serving.folder) and _answers(address):
+        return address
+    # In memory only: neither a disk nor the command line shows it.
+    with (serving.folder / "log").open("ab") as log, os.fdopen(os.memfd_create("secrets"), "w+b") as given:
+        given.write(json.dumps(_looked_up(serving.file)).encode())
+        given.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "vmkeep.operations.server", str(serving.folder)],
+            stdin=given,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # no signal for us reaches it
+            cwd="/",
+        )
+    _children.append(process)
+    deadline = time.monotonic() + _STARTS_S
+    while not _answers(address):
+        # One that finds another at work ends at once, and that one is waited for.
+        if process.poll() not in {None, 0} or time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            raise TemporaryError(
+                f"VM {serving.target}: the server of its recovery point does not come up: "
+                f"{last_words(serving.folder)}"
+            )
+        time.sleep(_POLL_S)
+    return address
+
+
+def end(folder: Path) -> None:
+    """End the server of a folder, if it runs; what it served stays noted.
+
+    Raises:
+        TemporaryError: it does not end.
+    """
+    deadline = time.monotonic() + _ENDS_S
+    how = signal.SIGTERM
+    while is_alive(folder):
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((folder / "pid").read_text()), how)
+        time.sleep(_POLL_S)
+        if time.monotonic() > deadline:
+            if how is signal.SIGKILL:
+                raise TemporaryError(f"the server of {folder} does not end")
+            how, deadline = signal.SIGKILL, deadline + _ENDS_S
+
+
+def let_go(serving: Serving) -> None:
+    """End the server, let its recovery point be collected, and forget that anything was served."""
+    end(serving.folder)
+    with contextlib.suppress(VmkeepError), repositories.open_repository(serving.file) as repository:
+        served_point.let_go(repository, serving.folder)
+    forget(serving.folder)
+
+
+def abandon(folder: Path, run: str) -> None:
+    """Let a server go that a run started, and on whose disks it put no VM."""
+    try:
+        serving = read(folder)
+    except NotFoundError:
+        return
+    if serving.run == run and not serving.in_place and not serving.streams().behind(serving.target):
+        let_go(serving)
+
+
+def forget(folder: Path) -> None:
+    """Remove a folder in one step, whoever looks meanwhile."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def is_alive(folder: Path) -> bool:
+    """Tell whether a server runs there."""
+    if not (folder / "lock").exists():
+        return False
+    with turn(folder, "lock") as free:
+        return not free
+
+
+@contextlib.contextmanager
+def turn(folder: Path, name: str = "turn") -> Iterator[bool]:
+    """Take a lock of a folder if it is free; tell whether it is ours for the length of a `with` block."""
+    try:
+        lock = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:  # all was let go
+        yield False
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held = False
+    else:
+        held = True
+    try:
+        yield held
+    finally:
+        os.close(lock)
+
+
+def last_words(folder: Path) -> str:
+    """Return the end of a server's log."""
+    with contextlib.suppress(OSError):
+        lines = (folder / "log").read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+    return "it said nothing"
+
+
+def _answers(address: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as asking:
+        asking.settimeout(_STARTS_S)
+        try:
+            asking.connect(str(address))
+            return bool(asking.recv(1))
+        except OSError:
+            return False
+
+
+def _looked_up(file: FleetFile) -> dict[str, dict[str, str]]:
+    """Return the secrets that a server cannot look up, by their kind and name: it knows no Prefect."""
+    config = file.fleet.repository
+    given: dict[str, dict[str, str]] = {}
+    for reference in (config.key, config.s3.credentials if config.s3 else None):
+        if reference is not None and not reference.model_fields_set & {"file", "env"}:
+            (kind,) = reference.model_fields_set
+            name = str(getattr(reference, kind))
+            given.setdefault(kind, {})[name] = repositories.text_of(file, reference)
+    return given
