@@ -17,7 +17,6 @@ def repair(file: FleetFile, repository: str | None, *, as_json: bool) -> None:
     """Repair, and say what was done.
 
     Raises:
-        InputError: there is no copy to repair from.
         IntegrityError: something is damaged still.
     """
     outcome = mend(file, repository)

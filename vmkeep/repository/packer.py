@@ -70,13 +70,16 @@ class Packer:
         """Give chunks the ids of this data epoch from now on, to store again what was lost of it."""
         self._names = keys
 
-    def put(self, data: Buffer) -> Stored:
+    def put(self, data: Buffer, chunk: bytes | None = None) -> Stored:
         """Store a chunk unless it is there.
+
+        Args:
+            chunk: its id, where that is known already.
 
         Raises:
             TemporaryError: the spool's disk is full, now or earlier: the session must be resumed.
         """
-        chunk = self._names.chunk_id(data)
+        chunk = chunk or self._names.chunk_id(data)
         if self.has(chunk):
             return Stored(chunk, 0)
         body, codec = compress(data)

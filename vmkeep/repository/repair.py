@@ -4,36 +4,27 @@
 
 Chunks are named by their content, so the same data gives the same names: what is whole is found and not
 stored again, and what is broken gets a new place that readers find. The trees that come out must be those
-that the recovery point names, or nothing counts. It ends like a rewriting of packs (see `repack`), and the
-broken packs go with the next collection, when nothing needs them any more. Nothing is changed or deleted.
+that the recovery point names, or nothing counts. The broken packs go with the next collection, when nothing
+needs them any more (see `mending`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import secrets
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from vmkeep.disks import scratch
-from vmkeep.errors import IntegrityError, NotFoundError, VmkeepError
-from vmkeep.repository import layout, presence, sealed
+from vmkeep.errors import IntegrityError, NotFoundError
+from vmkeep.repository import layout, sealed
 from vmkeep.repository.copy import origin, origins
-from vmkeep.repository.decision import Decision, decide
-from vmkeep.repository.index import Index
-from vmkeep.repository.packer import Packer
-from vmkeep.repository.repack import commit
+from vmkeep.repository.mending import mending
 from vmkeep.repository.save_disk import save_disk
 from vmkeep.repository.save_stream import save_stream
-from vmkeep.repository.spool import Spool
-from vmkeep.repository.uploads import Uploads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vmkeep.repository.index import PackInfo
     from vmkeep.repository.manifest import Point, SavedComponent
+    from vmkeep.repository.mending import Mending
     from vmkeep.repository.repository import Repository
     from vmkeep.repository.verify import Damage
 
@@ -65,40 +56,14 @@ def repair(
     concerned = dict.fromkeys((each.vm, each.session, each.place.component) for each in damages)
     if not concerned:
         return Repaired()
-    session = layout.new_session_id(datetime.now(UTC))
-    with scratch.scratch_folder() as folder:  # the next vmkeep removes it, should we be killed
-        presence.announce_repacker(repository.store, repository.keys, session)
-        work = _Repair(repository, copy, session, Spool(folder / "spool"), frozenset(broken))
-        try:
-            done = work.run(concerned)
-        except BaseException:
-            with contextlib.suppress(VmkeepError):
-                void = Decision(secrets.token_hex(16), None, "the repair failed")
-                decide(repository.store, repository.keys, layout.repacked(session), void)
-                presence.leave(repository.store, session)
-            raise
-        finally:
-            work.close()
-        presence.leave(repository.store, session)
-    return done
+    with mending(repository, broken) as work:
+        return _Repair(repository, copy, work).run(concerned)
 
 
 class _Repair:
-    def __init__(
-        self, repository: Repository, copy: Repository, session: str, spool: Spool, broken: frozenset[bytes]
-    ) -> None:
-        self._repository, self._copy, self._session = repository, copy, session
-        self._broken = broken
-        self._spool = spool
-        self._uploads = Uploads(repository.store, spool)
-        pending = repository.committed.collections.pending()
-        self._packer = Packer(
-            repository.keys,
-            spool,
-            Index.merge([repository.committed.refresh()], without=broken | pending),
-            most=repository.format.pack_most,
-            finished=self._finished,
-        )
+    def __init__(self, repository: Repository, copy: Repository, work: Mending) -> None:
+        self._repository, self._copy, self._work = repository, copy, work
+        self._packer = work.packer
         self._size = 0
         self._epoch = repository.keys.newest
         """That of the point at hand: its chunks must get the ids that they have in it."""
@@ -113,20 +78,9 @@ class _Repair:
                 left.append(f"{what}: {error}")
             else:
                 done.append(what)
-        if done:
-            self._packer.flush()
-            self._uploads.upload()
-            if not commit(self._repository, self._session, self._packer.packs.values(), self._broken):
-                return Repaired((), 0, (*left, *(f"{what}: the repair was taken for dead" for what in done)))
+        if done and not self._work.finish():
+            return Repaired((), 0, (*left, *(f"{what}: the repair was taken for dead" for what in done)))
         return Repaired(tuple(done), self._size, tuple(left))
-
-    def close(self) -> None:
-        self._packer.abandon()
-        self._uploads.stop()
-        self._spool.close()
-
-    def _finished(self, pack: PackInfo) -> None:
-        self._uploads.add(pack)
 
     def _save(self, vm: str, session: str, component: str) -> None:
         """Save a component from its copy, and see that it is the same.
