@@ -285,6 +285,16 @@ def test_no_role_destroys_what_is_locked_or_takes_a_lock_away(fleet, plain, seaw
                 seaweed.delete_version(plain, key, version, user=user, bypass=True)
 
 
+def test_the_doctor_says_that_a_writer_may_not_try_the_lock(fleet, capfd):
+    fleet.become("writer")
+    capfd.readouterr()
+    main(["doctor", "-f", str(fleet.path), "--json"])
+
+    checks = {one["what"]: one for one in json.loads(capfd.readouterr().out)}
+    assert checks["object lock of repository"]["good"]
+    assert "not tried" in checks["object lock of repository"]["found"]
+
+
 def test_the_doctor_tries_the_lock(fleet, capfd):
     fleet.become(None)
     capfd.readouterr()

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import random
+from itertools import count
 
 import pytest
 
@@ -407,6 +408,52 @@ def test_a_full_spool_is_a_clear_error_and_is_continued(memory, tmp_path, monkey
     save(again, {"root": NEW["root"]})
     again.upload()
     assert contents(reopened(memory), again.seal(point(again.recorded()))) == NEW
+
+
+@pytest.mark.parametrize("call", ["writev", "fsync"])
+def test_a_disk_that_is_full_at_any_write_of_the_spool_costs_no_data(tmp_path, monkeypatch, call):
+    real = getattr(os, call)
+    for number in count(1):
+        folder, store, calls = tmp_path / f"{number}", MemoryStore(), 0
+        good = backup(small_repository(store), folder / "a", OLD)
+
+        def full(*arguments, number=number):
+            nonlocal calls
+            calls += 1
+            if calls >= number:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with contextlib.suppress(TemporaryError):
+                try_backup(store, folder / "spool")
+        if calls < number:
+            break
+        assert contents(reopened(store), good) == OLD
+        assert all(contents(reopened(store), each) in (OLD, NEW) for each in reopened(store).points())
+        try_backup(store, folder / "spool")
+        assert contents(reopened(store), reopened(store).points()[-1]) == NEW
+    assert number > 8
+
+
+def test_a_full_disk_keeps_no_pack_from_being_rewritten_later(tmp_path, monkeypatch):
+    store = MemoryStore()
+    repository = small_repository(store)
+    repository.forget(backup(repository, tmp_path / "a", OLD), "test")
+    saved = backup(repository, tmp_path / "a", NEW, run="run-2")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "writev", full)
+        with pytest.raises(TemporaryError, match="No space left on device"):
+            reopened(store).collect(repack_below=0.99)
+    assert contents(reopened(store), saved) == NEW
+
+    assert reopened(store).collect(repack_below=0.99).repacked.packs > 0
+    assert contents(reopened(store), saved) == NEW
 
 
 def test_a_full_store_is_a_clear_error_and_keeps_no_half_object(tmp_path, monkeypatch):

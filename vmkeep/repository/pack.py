@@ -74,7 +74,11 @@ class PackWriter:
         self._entries: list[tuple[bytes, int, int, int]] = []
         self.size = 0
         self._crc = 0
-        self._write(HEADER.pack(MAGIC, self.name, keys.epoch - 1))
+        try:
+            self._write(HEADER.pack(MAGIC, self.name, keys.epoch - 1))
+        except BaseException:
+            self.abandon()
+            raise
 
     def append(self, chunk: bytes, data: Buffer, raw: int, codec: int) -> int:
         """Encrypt and write one chunk, and return what it takes, in bytes.

@@ -130,7 +130,7 @@ class Packer:
     def _finish(self, writer: PackWriter) -> None:
         # Outside the lock: the disk takes its time, and other threads fill the next pack meanwhile.
         try:
-            with self._failing():
+            with self._failing(), _abandoning(writer):
                 pack = writer.finish()
                 self._spool.keep_pack(writer.path, pack)
             with self._changed:
@@ -156,3 +156,13 @@ class Packer:
         except BaseException as error:
             self._failure = self._failure or error
             raise
+
+
+@contextlib.contextmanager
+def _abandoning(writer: PackWriter) -> Iterator[None]:
+    """Close the file when the block fails, and remove it: nothing that is half stays, nor is held open."""
+    try:
+        yield
+    except BaseException:
+        writer.abandon()
+        raise

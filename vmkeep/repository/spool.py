@@ -108,17 +108,23 @@ class Spool:
                 yield path.name, path.read_bytes()
 
     def clear(self) -> None:
-        """Forget the session and all of its data; the spool stays ours."""
+        """Forget the session and all of its data; the spool stays ours.
+
+        Raises:
+            TemporaryError: the disk is full.
+        """
         # First what makes it a session: a crash in the middle must not leave one with half its packs.
-        (self.folder / "session").unlink(missing_ok=True)
-        _sync_folder(self.folder)
-        for each in (self._components, self._packs):
-            shutil.rmtree(each)
-            each.mkdir(mode=0o700)
+        with spooling(self.folder / "session"):
+            (self.folder / "session").unlink(missing_ok=True)
+            _sync_folder(self.folder)
+            for each in (self._components, self._packs):
+                shutil.rmtree(each)
+                each.mkdir(mode=0o700)
 
     def remove(self) -> None:
-        """Remove the folder."""
-        self.clear()
+        """Remove the folder, for its session is decided; what cannot be removed, the next session drops."""
+        with contextlib.suppress(VmkeepError):
+            self.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.close()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
-from vmkeep.errors import NotFoundError, TemporaryError
+from vmkeep.errors import AccessError, NotFoundError, TemporaryError
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ class Fault(StrEnum):
     CUT = "the answer has half of its bytes"
     FLIPPED = "one bit of the answer is wrong"
     FULL = "the disk of the store is full"
+    DENIED = "the credentials have expired"
     KILLED = "the process ends before the request"
     KILLED_AFTER = "the process ends behind the request"
 
@@ -107,6 +108,8 @@ class FaultyStore:
             if self._dead or fault is Fault.KILLED:
                 self._dead = True
                 raise Killed(request)
+        if fault is Fault.DENIED:
+            raise AccessError(f"{self.url}: {verb} {key} is denied: {fault.value}")
         if fault is Fault.AWAY:
             raise TemporaryError(f"{self.url} does not answer (request {request.number}: {verb} {key})")
         return fault
