@@ -49,6 +49,17 @@ def format_size(size: float) -> str:
     return f"{size:.0f} B"
 
 
+def exact_size(size: int) -> str:
+    """Return *size* (bytes) in the largest binary unit that says it exactly, such as ``10GiB``.
+
+    `parse_size` reads it back.
+    """
+    for unit, name in ((TiB, "TiB"), (GiB, "GiB"), (MiB, "MiB"), (KiB, "KiB")):
+        if size and size % unit == 0:
+            return f"{size // unit}{name}"
+    return f"{size}B"
+
+
 def parse_percentage(text: str) -> float:
     """Return the share (0 to 1) in *text*, such as ``5%``.
 

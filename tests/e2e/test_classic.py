@@ -8,7 +8,7 @@ import pytest
 
 from vmkeep import fleet as fleets
 from vmkeep.cli import classic, main
-from vmkeep.cli.classic import edit as editing
+from vmkeep.cli import edit as editing
 from vmkeep.cli.classic.machines import add_network
 
 pytestmark = pytest.mark.e2e

@@ -309,6 +309,7 @@ def test_the_schema_is_json(fresh):
 
 def test_doctor_finds_nothing_wrong_with_a_fleet_that_works(shop):
     checks = {check["what"]: check for check in shop.json("doctor")}
+    assert "2 of 2 declared VMs are there" in checks["hypervisor shelf"]["found"]
 
     assert checks["repository"]["good"]
     assert checks["package tasks"]["good"]

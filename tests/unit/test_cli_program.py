@@ -14,7 +14,7 @@ from vmkeep.cli import main
 
 COMMANDS = (
     "init", "validate", "schema", "plan", "graph", "configure", "backup", "restore", "verify", "points",
-    "show", "doctor", "up", "down", "deploy",
+    "show", "doctor", "import", "up", "down", "deploy",
 )  # fmt: skip
 
 

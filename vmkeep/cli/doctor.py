@@ -23,6 +23,7 @@ from vmkeep.cli.init import has_repository
 from vmkeep.cli.options import FLEET_FILE
 from vmkeep.disks import tools
 from vmkeep.errors import AccessError, TemporaryError, UnsupportedError, VmkeepError
+from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import instant, repositories, serving
 from vmkeep.operations.state import state_folder
 from vmkeep.units import GiB, format_size
@@ -167,12 +168,39 @@ def _fleet(path: Path) -> Iterator[Check]:
     try:
         file = load(path)
         yield Check("fleet file", good=True, found=f"{path}: fleet {file.fleet.fleet}")
+        yield from _hypervisors(file)
         yield from _served(file)
         yield from _place(file, "repository")
         for name in file.fleet.repository.copies:
             yield from _place(file.at(name), f"copy {name}")
     except VmkeepError as error:
         yield Check("fleet and repository", good=False, found=str(error))
+
+
+def _hypervisors(file: FleetFile) -> Iterator[Check]:
+    base = file.path.absolute().parent
+    for name, config in file.fleet.hypervisors.items():
+        try:
+            driver = open_hypervisor(name, config, base)
+            there, room = driver.inventory(), driver.capacity()
+        except VmkeepError as error:
+            yield Check(f"hypervisor {name}", good=False, found=str(error))
+            continue
+        declared = [vm for vm, one in file.fleet.vms.items() if one.hypervisor == name]
+        missing = sorted(set(declared) - {one.definition.name for one in there})
+        others = len(there) + len(missing) - len(declared)
+        told = [f"{len(declared) - len(missing)} of {len(declared)} declared VMs are there"]
+        if missing:
+            told.append(f"'vmkeep configure' makes {', '.join(missing)}")
+        if others:
+            told.append(f"{others} more ('vmkeep import' takes them into the fleet)")
+        told.append(f"{room.cpus} CPUs")
+        spaces = [
+            ("memory", room.free, room.memory),
+            *((one.name, one.free, one.size) for one in room.storages),
+        ]
+        told += [f"{what} {format_size(free)} of {format_size(size)} free" for what, free, size in spaces]
+        yield Check(f"hypervisor {name}", good=True, found="; ".join(told))
 
 
 def _place(file: FleetFile, what: str) -> Iterator[Check]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent, Image
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
+    from vmkeep.hypervisors.definition import Definition
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,45 @@ class Streams(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A VM that a hypervisor has, whoever made it."""
+
+    definition: Definition
+    """What it is, in the words of the fleet file."""
+    running: bool = False
+    agent: bool = False
+    """Whether it has a channel for a guest agent."""
+    storages: Mapping[str, str] = field(default_factory=dict)
+    """Where its disks lie, by their names; one that lies in no storage of the hypervisor is left out."""
+    remark: str = ""
+    """Why it is not described in full, and cannot be taken into a fleet; empty: it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Where disks are made."""
+
+    name: str
+    size: int
+    """Bytes."""
+    free: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much room a hypervisor has."""
+
+    cpus: int
+    """Processors of the host."""
+    memory: int
+    """Bytes of the host."""
+    free: int
+    """Bytes of memory that VMs could have now."""
+    storages: tuple[Storage, ...] = ()
+
+
 class Hypervisor(Protocol):
     """Creates, captures and writes VMs. Every call may be repeated; none deletes a disk."""
 
@@ -183,6 +223,12 @@ class Hypervisor(Protocol):
 
     def unsupported(self, name: str, vm: VM) -> Sequence[str]:
         """Return one sentence for each declared thing that this driver cannot do."""
+
+    def inventory(self) -> Sequence[Found]:
+        """Return all VMs that there are, by name, whoever made them."""
+
+    def capacity(self) -> Capacity:
+        """Return how much room there is now."""
 
     def exists(self, name: str) -> bool:
         """Tell whether the VM exists."""

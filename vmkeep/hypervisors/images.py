@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks import images, journal, locking, qemu_img, scratch
 from vmkeep.disks.device import Image
-from vmkeep.errors import InputError, SourceError, UnsupportedError
+from vmkeep.errors import InputError, SourceError, UnsupportedError, VmkeepError
 from vmkeep.hypervisors import definition as definitions
-from vmkeep.hypervisors import reconcile
-from vmkeep.hypervisors.base import Change, DiskState, MachineState, Snapshot
+from vmkeep.hypervisors import host, reconcile
+from vmkeep.hypervisors.base import Change, DiskState, Found, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
 from vmkeep.hypervisors.still import find_disk, still_disk
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
+    from vmkeep.hypervisors.base import Capacity
 
 _FORMATS: Final = {"qcow2": "qcow2", "raw": "raw", "img": "raw", "vmdk": "vmdk", "vhdx": "vhdx"}
 """Format by extension, for images that no definition names."""
@@ -52,6 +53,15 @@ class ImagesHypervisor:
             f"VM {name}: {what} is not supported by driver images (hypervisor {self.name}): {advice}"
             for what, advice in reconcile.unsupported(vm)
         ]
+
+    def inventory(self) -> Sequence[Found]:
+        """Return the folders that hold a VM; images that no definition names are disks called like them."""
+        names = sorted(path.name for path in self._path.glob("[!.]*") if path.is_dir())
+        return [self._found(name) for name in names if self.exists(name)]
+
+    def capacity(self) -> Capacity:
+        """Return this host's, and that of the disk that the folder is on."""
+        return host.capacity({str(self._path): self._path})
 
     def exists(self, name: str) -> bool:
         """Tell whether the VM's folder holds a definition or an image."""
@@ -255,6 +265,30 @@ class ImagesHypervisor:
                 shape = images.inspect(path, disk.format, what=f"VM {name}: disk {disk.name}")
                 present.append(disk.model_copy(update={"size": shape.size}))
         return written.model_copy(update={"disks": tuple(present)})
+
+    def _found(self, name: str) -> Found:
+        try:
+            return Found(self._as_found(name))
+        except VmkeepError as error:
+            return Found(definitions.stand_in(name), remark=str(error))
+
+    def _as_found(self, name: str) -> Definition:
+        folder = self._folder(name)
+        written = definitions.read(folder) or definitions.stand_in(name)
+        named = {disk.file: disk for disk in written.disks}
+        disks = []
+        for path in sorted(folder.glob("[!.]*")):
+            form = _FORMATS.get(path.suffix[1:])
+            if form is None or not path.is_file():
+                continue
+            disk = named.get(path.name)
+            name_of, form = (disk.name, disk.format) if disk else (path.stem, form)
+            size = images.inspect(path, form, what=f"VM {name}: disk {name_of}").size
+            entry = {"name": name_of, "file": path.name, "format": form, "size": size}
+            disks.append(DiskFile.model_validate(entry))
+        order = [disk.name for disk in written.disks]
+        disks.sort(key=lambda one: order.index(one.name) if one.name in order else len(order))
+        return written.model_copy(update={"disks": tuple(disks)})
 
     def _declared_disks(self, name: str, vm: VM) -> tuple[Definition, list[DiskFile]]:
         folder = self._folder(name)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import InputError, SourceChangedError, SourceError
 from vmkeep.hypervisors import definition as definitions
-from vmkeep.hypervisors import reconcile
-from vmkeep.hypervisors.base import Change, DiskState, MachineState, Snapshot
+from vmkeep.hypervisors import host, reconcile
+from vmkeep.hypervisors.base import Change, DiskState, Found, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
 from vmkeep.hypervisors.memory_disk import MemoryDisk
 from vmkeep.hypervisors.still import find_disk
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent, Image
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
+    from vmkeep.hypervisors.base import Capacity
 
 _snapshots = itertools.count()
 
@@ -83,6 +84,14 @@ class MemoryHypervisor:
     def unsupported(self, name: str, vm: VM) -> Sequence[str]:  # noqa: ARG002  (the Protocol's)
         """Return nothing: what it cannot do it ignores, as a reference may."""
         return []
+
+    def inventory(self) -> Sequence[Found]:
+        """Return the VMs that were made."""
+        return [Found(one.definition, running=one.running) for _, one in sorted(self._machines.items())]
+
+    def capacity(self) -> Capacity:
+        """Return this host's."""
+        return host.capacity({})
 
     def exists(self, name: str) -> bool:
         """Tell whether the VM was made."""

@@ -47,6 +47,23 @@ class HypervisorContract(ABC):
         assert hypervisor.exists("db1")
         assert not hypervisor.configure("db1", declare(networks=["lan"]), apply=True)
 
+    def test_the_inventory_says_of_each_vm_what_the_fleet_file_would(self) -> None:
+        hypervisor = self.configured(networks=["lan"], cpus=2, memory="64MiB")
+
+        (found,) = hypervisor.inventory()
+        machine = found.definition
+        assert (machine.name, machine.cpus, machine.memory) == ("db1", 2, 64 * MiB)
+        assert [card.network for card in machine.networks] == ["lan"]
+        assert [(disk.name, disk.format, disk.size) for disk in machine.disks] == [("root", "raw", DISK)]
+        assert (found.running, found.remark) == (False, "")
+
+    def test_the_capacity_is_what_a_host_can_have(self) -> None:
+        capacity = self.configured().capacity()
+
+        assert capacity.cpus >= 1
+        assert 0 < capacity.free <= capacity.memory
+        assert all(0 <= one.free <= one.size for one in capacity.storages)
+
     def test_a_preview_touches_nothing(self) -> None:
         hypervisor = self.open()
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from ruamel.yaml.comments import CommentedMap
 
-from vmkeep.cli.classic.edit import edit, flow_map, items, machine
 from vmkeep.cli.console import out, print_table
+from vmkeep.cli.edit import edit, flow_map, items, machine
 from vmkeep.cli.fleet_file import load
 from vmkeep.cli.runs import Mode, carry_out
 from vmkeep.errors import InputError, VmkeepError

@@ -96,10 +96,46 @@ def graph(
     carry_out(fleet, operation=plan and plan.value, form=form and form.value, output=output)
 
 
+def import_vms(  # noqa: PLR0913  (a command has as many as it has options)
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[VM]...", show_default=False, help="All by default.")
+    ] = None,
+    fleet: options.Fleet = options.FLEET_FILE,
+    hypervisor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Look only at this one of the fleet file.")
+    ] = None,
+    uri: Annotated[
+        str | None, typer.Option(metavar="URI", help="Make the fleet file, from the VMs of this libvirt.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Make the fleet file, from folders of disk images.")
+    ] = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be written.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Write VMs that exist into the fleet file, as they are; the VMs are not touched.
+
+    Comments and order of the file stay. VMs that it declares already are left as they are in it.
+    """
+    from vmkeep.cli.importing import Where
+    from vmkeep.cli.importing import import_vms as carry_out
+
+    carry_out(fleet, names or (), Where(hypervisor, uri, images), dry_run=dry_run, as_json=json)
+
+
 def add_to(app: typer.Typer) -> None:
     """Add these commands to the program."""
     app.command(epilog=examples("vmkeep init", "vmkeep init -f shop.yaml"))(init)
     app.command(epilog=examples("vmkeep validate", "vmkeep validate -f shop.yaml --json"))(validate)
+    app.command(
+        "import",
+        epilog=examples(
+            "vmkeep import -f shop.yaml --uri qemu:///system",
+            "vmkeep import db1 app1",
+            "vmkeep import --hypervisor rack1 --dry-run",
+        ),
+    )(import_vms)
     app.command(epilog=examples("vmkeep schema > fleet.schema.json"))(schema)
     app.command(
         epilog=examples(

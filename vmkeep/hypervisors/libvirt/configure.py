@@ -13,9 +13,9 @@ from vmkeep.errors import InputError
 from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import reconcile
 from vmkeep.hypervisors.base import Change
-from vmkeep.hypervisors.definition import Definition, DiskFile, NetworkCard
 from vmkeep.hypervisors.libvirt import acceleration, build, edit, pools, restoring
 from vmkeep.hypervisors.libvirt.connection import translated
+from vmkeep.hypervisors.libvirt.inventory import seen
 from vmkeep.hypervisors.libvirt.machine import parse, read, to_text
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xml.etree import ElementTree as ET
 
     from vmkeep.fleet.model import VM
+    from vmkeep.hypervisors.definition import Definition, DiskFile
     from vmkeep.hypervisors.libvirt.connection import Connection
     from vmkeep.hypervisors.libvirt.machine import Machine
 
@@ -54,7 +55,7 @@ class Configure:
             root = parse(domain.XMLDesc(SECURE), what=f"VM {name}")
             restoring.require_whole(root)
             machine = read(root)
-            actual = self._seen(domain, machine)
+            actual = seen(domain, machine)
             declared = self._as_it_is(vm, actual)
             wanted = self._wanted(name, declared, actual)
             changes = reconcile.differences(name, declared, actual, wanted, adopted=False)
@@ -126,29 +127,6 @@ class Configure:
             return
         storage = next((one.storage for one in vm.disks if one.name == disk.name), None)
         pools.make(self._connection, storage, path.name, disk.format, disk.size)
-
-    def _seen(self, domain: libvirt.virDomain, machine: Machine) -> Definition:
-        """Return a domain in the words of the fleet file."""
-        disks = []
-        for disk in machine.disks:
-            size, _, _ = domain.blockInfo(disk.target)
-            entry = {
-                "name": disk.name,
-                "file": str(disk.path or disk.target),
-                "format": disk.format,
-                "size": size,
-            }
-            disks.append(DiskFile.model_validate(entry))
-        return Definition(
-            name=machine.name,
-            uuid=machine.uuid,
-            cpus=machine.cpus,
-            memory=machine.memory,
-            firmware="uefi" if machine.firmware == "uefi" else "bios",
-            iso=machine.iso,
-            networks=tuple(NetworkCard(network=card.network, mac=card.mac) for card in machine.cards),
-            disks=tuple(disks),
-        )
 
     def _as_it_is(self, vm: VM, actual: Definition) -> VM:
         """Return what is declared, and for all that is not, what is: only what someone wrote is changed."""

@@ -13,7 +13,7 @@ from vmkeep.disks.device import Image
 from vmkeep.disks.nbd_device import NbdDevice
 from vmkeep.errors import SourceError, TemporaryError
 from vmkeep.hypervisors.base import Change, MachineState, Snapshot
-from vmkeep.hypervisors.libvirt import backup_job, belongings
+from vmkeep.hypervisors.libvirt import backup_job, belongings, inventory
 from vmkeep.hypervisors.libvirt.agent import LibvirtAgent
 from vmkeep.hypervisors.libvirt.capture import Capture, path_of
 from vmkeep.hypervisors.libvirt.configure import Configure
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent
     from vmkeep.fleet.model import VM
+    from vmkeep.hypervisors.base import Capacity, Found
 
 _STOP_S: Final = 120.0
 _POLL_S: Final = 0.2
@@ -61,6 +62,14 @@ class LibvirtHypervisor:
             f"VM {name}: {what} is not supported by driver libvirt (hypervisor {self.name}): {advice}"
             for what, advice in self._configure.unsupported(vm)
         ]
+
+    def inventory(self) -> Sequence[Found]:
+        """Return all domains, also those that are only transient."""
+        return inventory.machines(self._connection)
+
+    def capacity(self) -> Capacity:
+        """Return what the host and its storage pools have."""
+        return inventory.capacity(self._connection)
 
     def exists(self, name: str) -> bool:
         """Tell whether there is a domain of that name."""

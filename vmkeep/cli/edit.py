@@ -84,7 +84,7 @@ def items(vm: CommentedMap, key: str, inherited: list[Any]) -> CommentedSeq:
         inherited: what the VM has from the defaults, which a list of its own replaces.
     """
     if key not in vm:
-        vm[key] = _inline(inherited)
+        vm[key] = inline(inherited)
     found: CommentedSeq = vm[key]
     return found
 
@@ -96,7 +96,8 @@ def flow_map(**fields: Any) -> CommentedMap:
     return made
 
 
-def _inline(values: list[Any]) -> CommentedSeq:
+def inline(values: list[Any]) -> CommentedSeq:
+    """Return a list that is written in one line."""
     made = CommentedSeq(values)
     made.fa.set_flow_style()
     return made
