@@ -1,4 +1,4 @@
-"""Any order of saving, crashing, resuming, forgetting, collecting and repacking, against a dictionary."""
+"""Any order of saving, crashing, resuming, forgetting, collecting, repacking and new keys, against a dict."""
 
 import shutil
 import tempfile
@@ -121,11 +121,18 @@ class RepositoryMachine(RuleBasedStateMachine):
     @rule(
         dead_after=st.sampled_from([timedelta(0), timedelta(days=7)]),
         repack_below=st.sampled_from([0.0, 0.5, 0.99]),
+        renew=st.booleans(),
     )
-    def collect(self, dead_after, repack_below):
+    def collect(self, dead_after, repack_below, renew):
         """It may end anywhere; the next one carries on."""
         with suppress(TemporaryError, Killed):
-            self.open().collect(dead_after=dead_after, repack_below=repack_below)
+            self.open().collect(dead_after=dead_after, repack_below=repack_below, renew=renew)
+
+    @rule()
+    def begin_an_epoch(self):
+        """Sessions that are open go on in theirs; what begins later is written with new keys."""
+        with suppress(TemporaryError, Killed, ConflictError):
+            self.open().begin_epoch(KEY)
 
     @rule(repack_below=st.sampled_from([0.5, 0.99]))
     def prune(self, repack_below):
@@ -133,7 +140,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         for vm in VMS:
             for _ in Repository.open(self.store, KEY).points(vm)[1:]:
                 self.forget(vm)
-        self.collect(timedelta(0), repack_below)
+        self.collect(timedelta(0), repack_below, renew=False)
 
     @rule(vm=st.sampled_from(VMS))
     def end_the_run(self, vm):
@@ -180,4 +187,4 @@ class _Failing:
 
 
 TestRepository = RepositoryMachine.TestCase
-TestRepository.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestRepository.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
