@@ -175,6 +175,7 @@ _INSTRUCTIONS = """\
 This is a recovery point of VM {vm} of fleet {fleet}, made by vmkeep (Apache-2.0).
 To restore it: install vmkeep, and run, with where this repository and its key are now,
   vmkeep rescue STORE --key-file FILE restore {vm} --to FOLDER
+  (--kms ARN for a key in AWS KMS; neither asks for a passphrase)
 Or, into the hypervisor that it came from, with all that depends on it:
   vmkeep rescue STORE --key-file FILE show {vm} --only fleet-file > fleet.yaml
   (adapt repository.store and repository.key in it)
