@@ -9,8 +9,8 @@ from vmkeep.disks.device import Extent
 from vmkeep.errors import AccessError, IntegrityError, TemporaryError
 from vmkeep.operations.policy import Place, policy
 from vmkeep.repository import Repository, SavedComponent, layout
-from vmkeep.repository.roles import ROLES
-from vmkeep.stores import MemoryStore
+from vmkeep.repository.roles import ROLES, UNLOCKED
+from vmkeep.stores import Lock, MemoryStore
 from vmkeep.testing.faults import Fault, FaultyStore, Killed, on
 from vmkeep.testing.repositories import (
     CHUNK,
@@ -246,3 +246,51 @@ def test_what_a_role_may_not_read_is_denied_only_if_it_is_there(store, tmp_path)
 
     with pytest.raises(AccessError):
         restricted.get(pack)
+
+
+LOCK = Lock("GOVERNANCE", 14, UNLOCKED)
+
+
+def actions(role, lock):
+    return {one["Action"] for one in policy(role, PLACE, lock=lock)["Statement"]}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_policy_lets_anybody_lift_a_lock(role):
+    assert not {action for action in actions(role, LOCK) if "Bypass" in action or "LegalHold" in action}
+
+
+def test_a_policy_for_locks_adds_only_what_the_role_does():
+    assert actions("writer", LOCK) - actions("writer", None) == {"s3:PutObjectRetention"}
+    assert actions("restorer", LOCK) == actions("restorer", None)
+    assert actions("collector", LOCK) - actions("collector", None) == {
+        "s3:PutObjectRetention", "s3:GetObjectRetention", "s3:ListBucketVersions", "s3:DeleteObjectVersion",
+    }  # fmt: skip
+
+
+def test_a_policy_keeps_locks_from_lasting_for_ever():
+    (locking,) = [
+        one for one in policy("writer", PLACE, lock=LOCK)["Statement"] if one["Action"].endswith("Retention")
+    ]
+
+    assert locking["Condition"] == {
+        "NumericLessThanEquals": {"s3:object-lock-remaining-retention-days": "18"}
+    }
+    assert not any("/open/" in place or "/probe/" in place for place in locking["Resource"])
+
+
+def test_what_may_not_be_deleted_yet_is_collected_later(store, tmp_path):
+    repository = Repository.open(store, KEY)
+    repository.forget(backup(repository, tmp_path / "a", {"root": b"old" * 30_000}), "test")
+    locked = FaultyStore(store, lambda one: Fault.DENIED if one.verb == "delete" else None)
+
+    first = Repository.open(locked, KEY).collect()
+    kept = backup(Repository.open(store, KEY), tmp_path / "b", {"root": b"old" * 30_000}, run="run-2")
+    second = Repository.open(locked, KEY).collect()
+
+    assert (first.packs, second.packs) == (0, 0)
+    assert first.locked > 0
+    assert contents(Repository.open(store, KEY), kept) == {"root": b"old" * 30_000}
+    assert Repository.open(store, KEY).collect().packs > 0
+    assert contents(Repository.open(store, KEY), kept) == {"root": b"old" * 30_000}
+    assert Repository.open(store, KEY).unneeded().size == 0

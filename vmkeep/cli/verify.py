@@ -32,21 +32,22 @@ def request_of(fleet: Path, targets: tuple[str, ...], points: tuple[str, ...], s
     )
 
 
-def quick(fleet: Path, place: str | None, *, as_json: bool) -> None:
+def quick(fleet: Path, place: str | None, share: str, *, as_json: bool) -> None:
     """Check that every pack is there, as long as it should be, and has its checksum if the store knows it.
 
     Args:
         place: the copy of the repository to look into.
+        share: of how much the checksums are compared (such as `5%`): what was not for the longest time.
 
     Raises:
         IntegrityError: one is not.
     """
     with repositories.open_repository(load(fleet, place)) as repository:
-        report = repository.check_packs()
-        packs, faults = report.packs, report.faults
+        report = repository.check_packs(share=_share(share))
+        packs, faults = report.of, report.faults
         url = repository.store.url
     if as_json:
-        print_json({"store": url, **asdict(report)})
+        print_json({"store": url, **asdict(report), "oldest": report.oldest and report.oldest.isoformat()})
     if faults:
         raise IntegrityError(
             f"{len(faults)} of {packs} packs in {url} are damaged; 'vmkeep verify' says what each concerns:\n"
@@ -59,9 +60,12 @@ def quick(fleet: Path, place: str | None, *, as_json: bool) -> None:
 
 
 def _compared(report: QuickReport) -> str:
-    if report.checksums == report.packs:
+    since = f"; all were compared since {report.oldest:%Y-%m-%d}" if report.oldest else ""
+    if report.checksums == report.of:
         return "the store has the checksum of each"
-    return f"the store knows the checksum of {report.checksums}, of the rest only the size was compared"
+    return (
+        f"the store tells the checksum of {report.checksums}, of the rest only the size was compared{since}"
+    )
 
 
 def _told(fault: PackFault) -> str:

@@ -7,17 +7,20 @@ It finds what is missing, cut off, or was replaced; not a bit that turned on a d
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import NotFoundError
-from vmkeep.repository import layout
+from vmkeep.errors import AccessError, NotFoundError
+from vmkeep.repository import layout, scrubbed
 from vmkeep.repository.parallel import for_each
 from vmkeep.stores.base import ChecksumStore
 
 if TYPE_CHECKING:
     from vmkeep.repository.committed import CommittedIndex
+    from vmkeep.repository.crypto import Keys
     from vmkeep.repository.index import PackInfo
     from vmkeep.stores.base import Store
 
@@ -42,8 +45,13 @@ class QuickReport:
     """What a check that reads nothing found."""
 
     packs: int
+    """Packs that were compared."""
+    of: int
+    """Packs in the repository, of each of which the size was compared."""
     checksums: int
-    """Packs of which the checksum was compared too: both the service and an index know it."""
+    """Packs of which the checksum was compared too: an index knows it, and the service tells it to us."""
+    oldest: datetime | None
+    """When the pack was compared that was not for the longest time now; `None`: one never was."""
     faults: tuple[PackFault, ...]
 
 
@@ -59,18 +67,34 @@ def missing_packs(store: Store, committed: CommittedIndex) -> list[PackFault]:
     return _still(faults, committed)
 
 
-def check_packs(store: Store, committed: CommittedIndex) -> QuickReport:
-    """Compare sizes, and checksums where they are known, with what the indexes say.
+def check_packs(
+    store: Store, keys: Keys, committed: CommittedIndex, *, share: float = 1.0, now: datetime | None = None
+) -> QuickReport:
+    """Compare all sizes, and a *share* (0 to 1) of checksums where they are known, with what the indexes say.
+
+    Those first that were not compared for the longest time; it is remembered which.
+
+    Args:
+        now: the time that is remembered; by default the machine's clock.
 
     Raises:
-        AccessError: the credentials may not ask for checksums.
         TemporaryError: the store is away.
     """
     faults = {fault.pack: fault for fault in missing_packs(store, committed)}
-    packs = [pack for pack in committed.current().packs if layout.pack(pack.name) not in faults]
-    count, differing = _compare(store, packs, committed.checksums())
-    together = [*faults.values(), *_still(differing, committed)]
-    return QuickReport(len(committed.current().packs), count, tuple(together))
+    packs = committed.current().packs
+    times = scrubbed.read(store, keys, quick=True)
+    chosen = scrubbed.longest_unchecked(packs, times, share)
+    whole = [pack for pack in chosen if layout.pack(pack.name) not in faults]
+    count, differing = _compare(store, whole, committed.checksums())
+    together = (*faults.values(), *_still(differing, committed))
+    there = {pack.name for pack in packs}
+    when = now or datetime.now(UTC)
+    times = {name: time for name, time in times.items() if name in there}
+    times |= dict.fromkeys((pack.name for pack in chosen), when)
+    with contextlib.suppress(AccessError):  # a writer may not remember, and looks at all again
+        scrubbed.remember(store, keys, times, when, quick=True)
+    oldest = min(times.values(), default=None) if times.keys() >= there else None
+    return QuickReport(len(chosen), len(packs), count, oldest, together)
 
 
 def _compare(
@@ -87,7 +111,7 @@ def _compare(
         key = layout.pack(pack.name)
         try:
             theirs = store.crc32(key)
-        except NotFoundError:
+        except (NotFoundError, AccessError):  # who may only write sees sizes, and no more
             theirs = None
         with lock:
             if theirs is not None:

@@ -319,14 +319,13 @@ class Repository:
         """Return the packs of committed sessions that are missing or have another size; reads none."""
         return missing_packs(self.store, self.committed)
 
-    def check_packs(self) -> QuickReport:
-        """Compare the packs with what is known of them, by size and by checksum; reads none.
+    def check_packs(self, *, share: float = 1.0, now: datetime | None = None) -> QuickReport:
+        """Compare the packs with what is known of them: all by size, a *share* by checksum; reads none.
 
         Raises:
-            AccessError: the credentials may not ask for checksums.
             TemporaryError: the store is away.
         """
-        return check_packs(self.store, self.committed)
+        return check_packs(self.store, self.keys, self.committed, share=share, now=now)
 
     def reading(self, *points: Point) -> AbstractContextManager[None]:
         """Keep what *points*, one of a VM, are made of from being collected, as long as the context is open.

@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,13 +23,11 @@ from vmkeep.repository.parallel import TRANSFERS, for_each
 from vmkeep.repository.verify import Damage, damages_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from vmkeep.repository.chunks import Fetched
     from vmkeep.repository.index import Index, Location, PackInfo
     from vmkeep.repository.repository import Repository
-
-_BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,7 @@ class _Scrub:
         repository = self._repository
         index = repository.committed.refresh()
         times = scrubbed.read(repository.store, repository.keys)
-        chosen = _chosen(index.packs, times, share)
+        chosen = scrubbed.longest_unchecked(index.packs, times, share)
         wanted = {pack.name for pack in chosen}
         for_each(self._read, _entries(index, wanted), threads=TRANSFERS)
         there = {pack.name for pack in repository.committed.refresh().packs}
@@ -158,19 +156,6 @@ class _Scrub:
             except IntegrityError as error:
                 problems.append(str(error))
         return tuple(damages), tuple(problems)
-
-
-def _chosen(packs: Sequence[PackInfo], times: dict[bytes, datetime], share: float) -> list[PackInfo]:
-    """Return the packs to read, those first that were not read for the longest time."""
-    enough = share * sum(pack.size for pack in packs)
-    chosen: list[PackInfo] = []
-    size = 0
-    for pack in sorted(packs, key=lambda each: (times.get(each.name, _BEGINNING), each.name)):
-        if size >= enough:
-            break
-        chosen.append(pack)
-        size += pack.size
-    return chosen
 
 
 def _entries(index: Index, wanted: set[bytes]) -> Iterator[list[Location]]:

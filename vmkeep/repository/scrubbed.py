@@ -1,9 +1,10 @@
-"""Which packs were read back, and when: remembered in the repository, for whoever reads next.
+"""Which packs were checked, and when: remembered in the repository, for whoever checks next.
 
-    verified/<id>    name 16 | minutes since 1970 u32    for each pack, encrypted
+    verified/<id>          name 16 | minutes since 1970 u32    for each pack that was read back, encrypted
+    verified/quick.<id>    the same for each pack that was compared without reading it
 
 Each object tells all that was known when it was put; of two that were put at the same time both count.
-None is needed for a restore, so what is damaged or missing is as if it had never been read.
+None is needed for a restore, so what is damaged or missing is as if it had never been checked.
 """
 
 from __future__ import annotations
@@ -17,32 +18,35 @@ from vmkeep.errors import AccessError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vmkeep.repository.crypto import Keys
+    from vmkeep.repository.index import PackInfo
     from vmkeep.stores.base import Store
 
 _KIND: Final = "verified"
 _ENTRY: Final = struct.Struct("<16sI")
 _KEPT: Final = 3
-"""Objects that are read and kept: more than one, for several may be put at once."""
+"""Objects of each kind that are read and kept: more than one, for several may be put at once."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MINUTE: Final = timedelta(minutes=1)
 
 
-def read(store: Store, keys: Keys) -> dict[bytes, datetime]:
-    """Return when each pack was read back the last time, by its name; those that never were are left out."""
+def read(store: Store, keys: Keys, *, quick: bool = False) -> dict[bytes, datetime]:
+    """Return when each pack was checked the last time, by its name; those that never were are left out."""
     latest: dict[bytes, int] = {}
-    for key in _newest(store):
+    for key in _listed(store, quick=quick)[-_KEPT:]:
         with contextlib.suppress(IntegrityError, NotFoundError, AccessError):
             for name, minutes in _ENTRY.iter_unpack(sealed.unseal(keys, _KIND, key, store.get(key))):
                 latest[name] = max(minutes, latest.get(name, 0))
     return {name: _EPOCH + minutes * _MINUTE for name, minutes in latest.items()}
 
 
-def remember(store: Store, keys: Keys, times: Mapping[bytes, datetime], now: datetime) -> None:
-    """Put when packs were read back: all of them, not only those of this time."""
-    key = layout.verified(layout.new_session_id(now))
+def remember(
+    store: Store, keys: Keys, times: Mapping[bytes, datetime], now: datetime, *, quick: bool = False
+) -> None:
+    """Put when packs were checked: all of them, not only those of this time."""
+    key = layout.verified(layout.new_session_id(now), quick=quick)
     body = b"".join(
         _ENTRY.pack(name, max(0, (time - _EPOCH) // _MINUTE)) for name, time in sorted(times.items())
     )
@@ -51,8 +55,25 @@ def remember(store: Store, keys: Keys, times: Mapping[bytes, datetime], now: dat
 
 def superseded(store: Store) -> Iterable[str]:
     """Return the keys of objects that are not read any more."""
-    return sorted(info.key for info in store.list(layout.VERIFIED))[:-_KEPT]
+    return [key for quick in (False, True) for key in _listed(store, quick=quick)[:-_KEPT]]
 
 
-def _newest(store: Store) -> list[str]:
-    return sorted(info.key for info in store.list(layout.VERIFIED))[-_KEPT:]
+def longest_unchecked(
+    packs: Sequence[PackInfo], times: Mapping[bytes, datetime], share: float
+) -> list[PackInfo]:
+    """Return a *share* (0 to 1) of the bytes of *packs*: those first that were not checked for longest."""
+    enough = share * sum(pack.size for pack in packs)
+    chosen: list[PackInfo] = []
+    size = 0
+    for pack in sorted(packs, key=lambda each: (times.get(each.name, _EPOCH), each.name)):
+        if size >= enough:
+            break
+        chosen.append(pack)
+        size += pack.size
+    return chosen
+
+
+def _listed(store: Store, *, quick: bool) -> list[str]:
+    """Return the keys of one kind of objects, in order of time."""
+    start = layout.verified("", quick=True)
+    return sorted(info.key for info in store.list(layout.VERIFIED) if info.key.startswith(start) == quick)

@@ -180,7 +180,7 @@ def verify(  # noqa: PLR0913  (each is an option)
     from vmkeep.cli.runs import Mode, carry_out
 
     if quick:
-        checks.quick(fleet, repository, as_json=json)
+        checks.quick(fleet, repository, share, as_json=json)
         return
     request = checks.request_of(fleet, tuple(targets or ()), tuple(point or ()), share)
     request = request.model_copy(update={"repository": repository, "packs": packs})
