@@ -99,21 +99,21 @@ def test_an_alias_names_the_key(kms):
 def test_a_lost_key_of_kms_is_no_disaster(kms, tmp_path):
     store = MemoryStore()
     repository = small_repository(store, KmsKey(kms.new_key(), kms.options))
-    repository.add_slot("paper", Secret.passphrase("in the safe"))
+    repository.access.add_slot("paper", Secret.passphrase("in the safe"))
     saved = backup(repository, tmp_path / "s", {"root": b"x"})
 
     opened = Repository.open(store, Secret.passphrase("in the safe"))
 
     assert contents(opened, saved) == {"root": b"x"}
-    assert opened.remove_slot("default", Secret.passphrase("in the safe")) == "paper"
+    assert opened.access.remove_slot("default", Secret.passphrase("in the safe")) == "paper"
 
 
 def test_a_slot_of_kms_is_added_and_takes_over_from_a_key_file(kms):
     store, key = MemoryStore(), KmsKey(kms.new_key(), kms.options)
     repository = small_repository(store)
-    repository.add_slot("cloud", key)
+    repository.access.add_slot("cloud", key)
 
-    assert repository.remove_slot("default", key) == "cloud"
+    assert repository.access.remove_slot("default", key) == "cloud"
 
     assert Repository.open(store, key).keys == repository.keys
     with pytest.raises(AccessError, match="slot 'cloud' of the repository opens with AWS KMS"):

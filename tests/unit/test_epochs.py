@@ -45,9 +45,9 @@ def store():
 def repository(store, tmp_path):
     """One point in the first epoch, then a second epoch."""
     repository = small_repository(store)
-    repository.add_slot("stolen", STOLEN)
+    repository.access.add_slot("stolen", STOLEN)
     backup(repository, tmp_path / "first", OLD)
-    repository.begin_epoch(KEY)
+    repository.access.begin_epoch(KEY)
     return repository
 
 
@@ -91,10 +91,10 @@ def test_who_has_only_the_old_keys_reads_and_confirms_nothing_new(repository, st
 
 def test_a_slot_of_an_older_epoch_is_removed_and_opens_nothing_when_put_back(store):
     repository = small_repository(store)
-    repository.add_slot("stolen", STOLEN)
+    repository.access.add_slot("stolen", STOLEN)
     kept = store.get("keys/stolen")
 
-    assert repository.begin_epoch(KEY) == ("default", ["stolen"])
+    assert repository.access.begin_epoch(KEY) == ("default", ["stolen"])
 
     store.put_if_absent("keys/stolen", kept)
     assert [slot.name for slot in list_slots(store)] == ["default"]
@@ -103,18 +103,18 @@ def test_a_slot_of_an_older_epoch_is_removed_and_opens_nothing_when_put_back(sto
 
 
 def test_slots_are_added_removed_and_checked_in_the_new_epoch(repository, store, tmp_path):
-    repository.add_slot("paper", PAPER)
+    repository.access.add_slot("paper", PAPER)
     backup(repository, tmp_path / "s", NEW, run="run-2")
 
     assert [contents(opened(store, PAPER), each) for each in opened(store).points()] == [OLD, NEW]
-    assert opened(store).remove_slot("default", PAPER) == "paper"
+    assert opened(store).access.remove_slot("default", PAPER) == "paper"
     with pytest.raises(InputError, match="the key at hand opens no other slot"):
-        opened(store, PAPER).remove_slot("paper", PAPER)
+        opened(store, PAPER).access.remove_slot("paper", PAPER)
 
 
 def test_a_third_epoch_opens_all_three(repository, store, tmp_path):
     backup(repository, tmp_path / "s", NEW, run="run-2")
-    opened(store).begin_epoch(KEY)
+    opened(store).access.begin_epoch(KEY)
     backup(opened(store), tmp_path / "t", OLD, run="run-3")
 
     assert all_contents(store) == [OLD, NEW, OLD]
@@ -152,7 +152,7 @@ def test_who_is_at_work_when_an_epoch_begins_goes_on(store, tmp_path):
     repository, other = small_repository(store), opened(store)
     saved = backup(repository, tmp_path / "first", OLD)
     with other.begin(vm="db2", run="run-1", spool=tmp_path / "s") as session:
-        opened(store).begin_epoch(KEY)
+        opened(store).access.begin_epoch(KEY)
         backup(opened(store), tmp_path / "t", NEW, vm="db3")
         ref, stats = session.save_disk(BytesDisk(NEW["root"]))
         session.record(SavedComponent("filesystems.root", {"root": ref}, stats=stats))
@@ -171,7 +171,7 @@ def test_a_session_that_is_continued_in_a_new_epoch_is_whole(store, tmp_path):
     ref, stats = session.save_disk(BytesDisk(OLD["root"]))
     session.record(SavedComponent("filesystems.root", {"root": ref}, stats=stats))
     session.close()
-    opened(store).begin_epoch(KEY)
+    opened(store).access.begin_epoch(KEY)
 
     saved = backup(opened(store), tmp_path / "s", {"data": OLD["data"]})
 
@@ -180,15 +180,15 @@ def test_a_session_that_is_continued_in_a_new_epoch_is_whole(store, tmp_path):
 
 def test_who_cannot_open_the_new_epoch_writes_and_collects_nothing(store, tmp_path):
     repository = small_repository(store)
-    repository.add_slot("stolen", STOLEN)
+    repository.access.add_slot("stolen", STOLEN)
     left_behind = opened(store, STOLEN)
     saved = backup(repository, tmp_path / "first", OLD)
-    repository.begin_epoch(KEY)
+    repository.access.begin_epoch(KEY)
 
     for attempt in (
         lambda: left_behind.begin(vm="db1", run="run-2", spool=tmp_path / "s"),
         left_behind.collect,
-        lambda: left_behind.add_slot("mine", STOLEN),
+        lambda: left_behind.access.add_slot("mine", STOLEN),
     ):
         with pytest.raises((AccessError, ConflictError)):
             attempt()
@@ -204,7 +204,7 @@ def test_an_epoch_whose_beginning_ends_at_any_request_harms_nothing(tmp_path, fa
         backup(small_repository(store), folder / "a", OLD)
         faulty = FaultyStore(store, at(number, fault))
         try:
-            opened(faulty).begin_epoch(KEY)
+            opened(faulty).access.begin_epoch(KEY)
         except (Killed, VmkeepError):
             pass
         else:
@@ -213,7 +213,7 @@ def test_an_epoch_whose_beginning_ends_at_any_request_harms_nothing(tmp_path, fa
 
         backup(opened(store), folder / "b", NEW, run="run-2")
         assert all_contents(store) == [OLD, NEW]
-        opened(store).begin_epoch(KEY)
+        opened(store).access.begin_epoch(KEY)
         backup(opened(store), folder / "c", OLD, run="run-3")
         assert all_contents(store) == [OLD, NEW, OLD]
         assert opened(store).scrub().sound
@@ -227,14 +227,14 @@ def test_of_two_who_begin_one_at_the_same_time_one_wins_and_nobody_is_locked_out
 
     def meanwhile(request):
         if request.verb == "put" and request.key.startswith("keys/epochs/"):
-            opened(store).begin_epoch(KEY)
+            opened(store).access.begin_epoch(KEY)
 
     with pytest.raises(ConflictError, match="somebody else began data epoch 2"):
-        opened(FaultyStore(store, meanwhile)).begin_epoch(KEY)
+        opened(FaultyStore(store, meanwhile)).access.begin_epoch(KEY)
 
     assert all_contents(store) == [OLD]
     assert len(opened(store).keys.masters) == 2
-    opened(store).begin_epoch(KEY)
+    opened(store).access.begin_epoch(KEY)
     assert all_contents(store) == [OLD]
 
 
@@ -243,9 +243,9 @@ def test_who_tidies_up_never_removes_the_slots_of_a_later_epoch(store):
 
     def meanwhile(request):
         if request.verb == "delete" and request.key == "keys/default":
-            opened(store).begin_epoch(KEY)
+            opened(store).access.begin_epoch(KEY)
 
-    opened(FaultyStore(store, meanwhile)).begin_epoch(KEY)
+    opened(FaultyStore(store, meanwhile)).access.begin_epoch(KEY)
 
     assert len(opened(store).keys.masters) == 3
     assert repository.keys.of(3) == opened(store).keys.newest
@@ -256,18 +256,18 @@ def test_a_slot_that_is_added_while_an_epoch_begins_is_asked_for_again(store):
 
     def meanwhile(request):
         if request.verb == "put" and request.key == "keys/paper":
-            opened(store).begin_epoch(KEY)
+            opened(store).access.begin_epoch(KEY)
 
     repository.store = FaultyStore(store, meanwhile)
     with pytest.raises(ConflictError, match="add the slot again"):
-        repository.add_slot("paper", PAPER)
+        repository.access.add_slot("paper", PAPER)
 
 
 def test_what_cannot_be_deleted_keeps_no_epoch_from_beginning(store):
     repository = small_repository(store)
     repository.store = RestrictedStore(store, ROLES["writer"].__class__(("keys/", "format"), ("keys/",)))
 
-    repository.begin_epoch(KEY)
+    repository.access.begin_epoch(KEY)
 
     assert len(opened(store).keys.masters) == 2
 
@@ -304,7 +304,7 @@ def test_all_that_is_needed_can_be_encrypted_again(repository, store, tmp_path):
 
     assert done.repacked.packs > 0
     again = opened(store)
-    assert again.old_packs() == 0
+    assert again.access.old_packs() == 0
     assert all_contents(store) == [OLD, NEW]
     assert again.scrub().sound
     assert before - {info.key for info in store.list("packs/")}
@@ -318,7 +318,7 @@ def test_encrypting_again_may_end_at_any_request(tmp_path, fault):
         folder, store = tmp_path / f"{number}", MemoryStore()
         repository = small_repository(store)
         backup(repository, folder / "a", OLD)
-        repository.begin_epoch(KEY)
+        repository.access.begin_epoch(KEY)
         faulty = FaultyStore(store, at(number, fault))
         with contextlib.suppress(Killed, VmkeepError):
             opened(faulty).collect(renew=True)
@@ -327,7 +327,7 @@ def test_encrypting_again_may_end_at_any_request(tmp_path, fault):
         assert all_contents(store) == [OLD]
         opened(store).collect(renew=True, now=datetime.now(UTC) + LATER)
         assert all_contents(store) == [OLD]
-        assert opened(store).old_packs() == 0
+        assert opened(store).access.old_packs() == 0
         number += step
 
 
@@ -366,10 +366,10 @@ def test_damage_of_an_old_epoch_is_repaired_from_a_copy(repository, store, tmp_p
 def test_a_directory_holds_epochs_too(tmp_path):
     store = DirectoryStore(tmp_path / "store")
     backup(small_repository(store), tmp_path / "a", OLD)
-    opened(store).begin_epoch(KEY)
+    opened(store).access.begin_epoch(KEY)
     backup(opened(store), tmp_path / "b", NEW, run="run-2")
     shutil.copytree(tmp_path / "store", tmp_path / "moved")
 
     assert all_contents(DirectoryStore(tmp_path / "moved")) == [OLD, NEW]
     with pytest.raises(InputError, match="cannot be the name of a key slot"):
-        opened(store).add_slot("epochs", PAPER)
+        opened(store).access.add_slot("epochs", PAPER)

@@ -136,7 +136,7 @@ def test_a_damaged_stream_is_left_and_said(store):
 
 def test_points_of_several_data_epochs_are_mended(store, tmp_path):
     repository = opened(store)
-    repository.begin_epoch(KEY)
+    repository.access.begin_epoch(KEY)
     (old,) = repository.points()
     changed = b"new" * 100 + DISK[300:]
     with repository.begin(vm="db1", run="run-2", spool=tmp_path / "t") as session:

@@ -41,7 +41,7 @@ def write_epochs(store, spool):
     """Write the golden repository of two data epochs with today's code."""
     repository = Repository.init(store, SECRET, parameters=small_format())
     backup(repository, spool, {"root": FIRST["root"]}, {"dump": FIRST["dump"]}, run="run-0")
-    repository.begin_epoch(SECRET)
+    repository.access.begin_epoch(SECRET)
     backup(repository, spool, {"root": SECOND["root"]}, {"dump": SECOND["dump"]}, run="run-1")
 
 

@@ -93,13 +93,13 @@ def test_a_second_slot_opens_the_same_repository(tmp_path):
     repository = small_repository(store)
     saved = backup(repository, tmp_path / "s", {"root": b"x"})
 
-    repository.add_slot("emergency", Secret.passphrase("in the safe"))
+    repository.access.add_slot("emergency", Secret.passphrase("in the safe"))
 
     opened = Repository.open(store, Secret.passphrase("in the safe"))
     assert contents(opened, saved) == {"root": b"x"}
     assert Repository.open(store, KEY, slot="default").keys == opened.keys
     with pytest.raises(InputError, match="slot 'emergency' exists in memory"):
-        repository.add_slot("emergency", KEY)
+        repository.access.add_slot("emergency", KEY)
 
 
 def with_slots(**secrets):
@@ -107,7 +107,7 @@ def with_slots(**secrets):
     store = MemoryStore()
     repository = small_repository(store)
     for name, secret in secrets.items():
-        repository.add_slot(name, secret)
+        repository.access.add_slot(name, secret)
     return store, repository
 
 
@@ -134,7 +134,7 @@ def test_a_key_is_replaced_without_encrypting_anything_again(tmp_path):
     saved = backup(repository, tmp_path / "s", {"root": b"x" * 9000})
     before = {info for info in store.list() if not info.key.startswith("keys/")}
 
-    assert Repository.open(store, new).remove_slot("default", new) == "second"
+    assert Repository.open(store, new).access.remove_slot("default", new) == "second"
 
     assert contents(Repository.open(store, new), saved) == {"root": b"x" * 9000}
     assert {info for info in store.list() if not info.key.startswith("keys/")} == before
@@ -146,7 +146,7 @@ def test_the_last_slot_that_is_known_to_work_is_never_removed():
     store, repository = with_slots(safe=Secret.passphrase("in the safe"))
 
     with pytest.raises(InputError, match="'default' stays: the key at hand opens no other slot"):
-        repository.remove_slot("default", KEY)
+        repository.access.remove_slot("default", KEY)
 
     assert [slot.name for slot in list_slots(store)] == ["default", "safe"]
 
@@ -156,10 +156,10 @@ def test_a_damaged_slot_does_not_count_as_one_that_stays():
     store._objects["keys/copy"] = store._objects["keys/copy"].replace(b'"salt":"', b'"salt":"0')
 
     with pytest.raises(InputError, match="opens no other slot"):
-        repository.remove_slot("default", KEY)
+        repository.access.remove_slot("default", KEY)
 
     assert [slot.kind for slot in list_slots(store)] == ["unknown", "key"]
-    assert repository.remove_slot("copy", KEY) == "default"
+    assert repository.access.remove_slot("copy", KEY) == "default"
 
 
 def test_two_who_remove_each_others_slots_at_once_do_not_lock_everybody_out():
@@ -174,9 +174,9 @@ def test_two_who_remove_each_others_slots_at_once_do_not_lock_everybody_out():
             store.delete(key)
 
     repository.store = Raced(store, lambda _: None)
-    repository.remove_slot("other", KEY)
+    repository.access.remove_slot("other", KEY)
 
-    assert Repository.open(store, KEY).slots_opened_by(KEY) == ["default"]
+    assert Repository.open(store, KEY).access.slots_opened_by(KEY) == ["default"]
 
 
 def test_a_lost_or_damaged_slot_is_no_disaster(tmp_path):
@@ -191,7 +191,7 @@ def test_a_slot_that_is_not_there_cannot_be_removed():
     _, repository = with_slots()
 
     with pytest.raises(NotFoundError, match="no key slot 'sofa'; it has default"):
-        repository.remove_slot("sofa", KEY)
+        repository.access.remove_slot("sofa", KEY)
 
 
 def test_a_repository_is_made_once():

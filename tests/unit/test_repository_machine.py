@@ -132,7 +132,7 @@ class RepositoryMachine(RuleBasedStateMachine):
     def begin_an_epoch(self):
         """Sessions that are open go on in theirs; what begins later is written with new keys."""
         with suppress(TemporaryError, Killed, ConflictError):
-            self.open().begin_epoch(KEY)
+            self.open().access.begin_epoch(KEY)
 
     @rule(repack_below=st.sampled_from([0.5, 0.99]))
     def prune(self, repack_below):

@@ -63,7 +63,7 @@ def add(file: FleetFile, slot: str, given: Given) -> None:
         added = given.secret(partial(repositories.kms_key, file)) or ask(
             f"New passphrase of slot {slot}", again=True
         )
-        repository.add_slot(slot, added)
+        repository.access.add_slot(slot, added)
         url = repository.store.url
     out().print(f"slot {slot} opens {url} from now on; 'vmkeep key check' tries a key", markup=False)
 
@@ -77,7 +77,7 @@ def remove(file: FleetFile, slot: str, given: Given) -> None:
     """
     repository, secret = _open(file, given)
     with repository:
-        kept = repository.remove_slot(slot, secret)
+        kept = repository.access.remove_slot(slot, secret)
         url = repository.store.url
     out().print(f"removed slot {slot} of {url}; the key at hand opens slot {kept}, which stays", markup=False)
 
@@ -90,7 +90,7 @@ def check(file: FleetFile, given: Given, *, as_json: bool) -> None:
     """
     repository, secret = _open(file, given)
     with repository:
-        opened = repository.slots_opened_by(secret)
+        opened = repository.access.slots_opened_by(secret)
         url = repository.store.url
     if as_json:
         print_json({"store": url, "opens": opened})
@@ -107,7 +107,7 @@ def rotate(file: FleetFile, given: Given, *, as_json: bool) -> None:
     """
     repository, secret = _open(file, given)
     with repository:
-        slot, ended = repository.begin_epoch(secret)
+        slot, ended = repository.access.begin_epoch(secret)
         epoch, url = repository.keys.newest.epoch, repository.store.url
     if as_json:
         print_json({"store": url, "epoch": epoch, "slot": slot, "ended": ended})
@@ -131,7 +131,7 @@ def reencrypt(file: FleetFile, *, as_json: bool) -> None:
     """
     with repositories.open_repository(file) as repository:
         done = repository.collect(renew=True)
-        left = repository.old_packs()
+        left = repository.access.old_packs()
     if as_json:
         print_json({"rewritten": done.repacked.size, "freed": done.size, "left": left})
         return

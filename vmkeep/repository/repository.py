@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
-from vmkeep.repository import epochs, keyslot, layout, locks, pins, runs, slots
+from vmkeep.repository import keyslot, layout, locks, pins, runs, slots
+from vmkeep.repository.access import Access
 from vmkeep.repository.begin import begin
 from vmkeep.repository.check import PackFault, QuickReport, check_packs, missing_packs
 from vmkeep.repository.chunks import Chunks
@@ -68,6 +69,7 @@ class Repository:
         self.keys = Keys(masters, format_.repository, more)
         self.committed = CommittedIndex(store, self.keys, cache)
         self.trees = Trees(Chunks(store, self.keys, self._index), format_.disk_leaf)
+        self.access = Access(self)
         self._points = Points(store, self.keys)
         self._probed = False
 
@@ -126,53 +128,6 @@ class Repository:
         more = partial(slots.unlock, store, secret, slot, data)
         return cls(store, format_, more(), more=more, cache=cache)
 
-    def add_slot(self, slot: str, secret: Opener) -> None:
-        """Let another secret open the repository too.
-
-        Raises:
-            InputError: the slot exists.
-            ConflictError: a new data epoch was begun meanwhile.
-        """
-        slots.add_slot(self.store, slot, secret, self.keys.masters, self.store.get(layout.FORMAT))
-
-    def slots_opened_by(self, secret: Opener) -> list[str]:
-        """Return the names of the key slots that *secret* opens."""
-        return slots.opened_by(self.store, secret, self.store.get(layout.FORMAT))
-
-    def remove_slot(self, slot: str, secret: Opener) -> str:
-        """Take a secret's access away, and return the name of a slot that stays and that *secret* opens.
-
-        What the removed slot's secret opened before can still be opened with a copy of the slot.
-
-        Raises:
-            InputError: *secret* opens no other slot: the last one known to work is never removed.
-            NotFoundError: there is no such slot.
-        """
-        return slots.remove_slot(self.store, slot, secret, self.store.get(layout.FORMAT))
-
-    def begin_epoch(self, secret: Opener) -> tuple[str, list[str]]:
-        """Write everything from now on under a new master key; what is stored stays as it is, and readable.
-
-        Nothing is shared between epochs except what a backup inherits unread: the next one that reads a disk
-        whole stores it anew. Backups and restores may run meanwhile.
-
-        Args:
-            secret: the only one that opens the new epoch, until others are added.
-
-        Returns:
-            The name of its slot, and those of the slots that ended.
-
-        Raises:
-            AccessError: it opens no slot now.
-            ConflictError: another one was begun at the same time.
-        """
-        self.keys.learn()
-        _, slot, ended = slots.begin_epoch(
-            self.store, secret, self.keys.masters, self.store.get(layout.FORMAT)
-        )
-        self.keys.learn()
-        return slot, ended
-
     def begin(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
         self,
         *,
@@ -201,7 +156,7 @@ class Repository:
         if not self._probed:
             probe(self.store)
             self._probed = True
-        self._keep_up()
+        self.access.keep_up()
         return begin(self, Origin(vm, run, fleet), spool, spool_limit, moment or datetime.now(UTC))
 
     def list_points(self, vm: str | None = None) -> list[PointInfo]:
@@ -421,7 +376,7 @@ class Repository:
             UnsupportedError: the repository has features that this vmkeep cannot collect.
             TemporaryError: the store is away; a later collection carries on.
         """
-        self._keep_up()
+        self.access.keep_up()
         return collect(self, now=now, dead_after=dead_after, repack_below=repack_below, renew=renew)
 
     def extend_locks(self, *, now: datetime | None = None) -> Extended:
@@ -432,11 +387,6 @@ class Repository:
             AccessError: the credentials may not look at locks.
         """
         return locks.extend(self, now=now)
-
-    def old_packs(self) -> int:
-        """Return how many packs there are of earlier data epochs than the newest."""
-        packs = self.committed.refresh().packs
-        return sum(pack.epoch < self.keys.newest.epoch for pack in packs)
 
     def unneeded(self, *, without: frozenset[str] = frozenset(), repack_below: float = 0.0) -> Unneeded:
         """Return what `collect` would delete and rewrite; changes nothing.
@@ -473,11 +423,6 @@ class Repository:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _keep_up(self) -> None:
-        """Write with the keys of the newest data epoch, also if it was begun since this was opened."""
-        if epochs.newest(self.store)[0].number > self.keys.newest.epoch:
-            self.keys.learn()
 
     def _index(self, wider: bool) -> Index:  # noqa: FBT001  (one caller, which asks twice)
         return self.committed.widest() if wider else self.committed.current()
