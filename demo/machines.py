@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from demo import databases
 from demo.guests import Guest, copy_tree, folder, mirror
 from demo.terminal import DemoError
+from vmkeep.testing import postgresql
 from vmkeep.testing.guests import Volume, build_disk
 from vmkeep.units import MiB
 
@@ -70,7 +71,7 @@ def build(fleet_file: Path, work: Path) -> int:
     build_disk(machines / "web1/root.qcow2", [Volume(work / "web1", _ROOT, "root")], format="qcow2")
     build_disk(machines / "app1/root.vmdk", [Volume(work / "app1", _ROOT, "root")], format="vmdk")
     build_disk(machines / "db1/root.qcow2", [Volume(work / "db1", _ROOT, "root")], format="qcow2")
-    with databases.private_folder() as private:
+    with postgresql.private_folder() as private:
         clusters = private / "postgresql"
         total += _make_clusters(clusters, private)
         build_disk(machines / "db1/data.raw", [Volume(clusters, _DATA, "data")])
@@ -80,16 +81,16 @@ def build(fleet_file: Path, work: Path) -> int:
 
 def work_a_day(fleet_file: Path) -> None:
     """Change the machines as a day of work does: orders, stock, a page, a setting."""
-    with databases.private_folder() as private, Guest(fleet_file, "db1").writing() as tree:
+    with postgresql.private_folder() as private, Guest(fleet_file, "db1").writing() as tree:
         cluster = find_cluster(tree.names(os.fsencode(CLUSTERS)))
         with folder(tree, cluster) as inside:
             copy = private / "main"
             copy_tree(inside, copy)
-            with databases.server(copy) as ask:
-                ask.add_orders(first=ORDERS + 1, count=NEW_ORDERS)
-                ask("UPDATE orders SET cents = cents + 1 WHERE id <= 10")
+            with databases.server(copy) as shop:
+                shop.add_orders(first=ORDERS + 1, count=NEW_ORDERS)
+                shop.ask("UPDATE orders SET cents = cents + 1 WHERE id <= 10")
             mirror(copy, inside)
-    with databases.private_folder() as private, Guest(fleet_file, "app1").writing() as tree:
+    with postgresql.private_folder() as private, Guest(fleet_file, "app1").writing() as tree:
         with folder(tree, str(Path(STOCK).parent)) as inside:
             copy = private / "stock.sqlite"
             shutil.copyfile(inside / copy.name, copy)
@@ -110,7 +111,7 @@ def find_cluster(versions: Iterable[bytes]) -> str:
 
 
 def _fill_db1(tree: Path) -> None:
-    version = Path(databases.program("postgres")).parts[4]
+    version = Path(postgresql.program("postgres")).parts[4]
     _copy_packages([f"postgresql-{version}"], tree)
     (tree / CLUSTERS[1:]).mkdir(parents=True, exist_ok=True)
     with (tree / "etc/fstab").open("a") as file:
@@ -120,8 +121,8 @@ def _fill_db1(tree: Path) -> None:
 def _make_clusters(clusters: Path, private: Path) -> int:
     cluster = private / "main"
     databases.make_cluster(cluster)
-    with databases.server(cluster) as ask:
-        ask.add_orders(first=1, count=ORDERS)
+    with databases.server(cluster) as shop:
+        shop.add_orders(first=1, count=ORDERS)
     version = (cluster / "PG_VERSION").read_text().strip()
     clusters.joinpath(version).mkdir(parents=True)
     copy_tree(cluster, clusters / version / "main")

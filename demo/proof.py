@@ -15,6 +15,7 @@ from demo.guests import Guest, copy_tree, folder
 from demo.machines import CLUSTERS, STOCK, find_cluster
 from demo.terminal import DemoError
 from vmkeep.disks import tools
+from vmkeep.testing import postgresql
 from vmkeep.testing.guests import describe
 
 if TYPE_CHECKING:
@@ -81,14 +82,14 @@ def files_in(tree: FileTree, name: str, place: str) -> dict[str, object]:
 
 def orders_of(guest: Guest) -> databases.Rows:
     """Start a real PostgreSQL on a copy of the guest's data directory, and read all rows."""
-    with databases.private_folder() as private:
+    with postgresql.private_folder() as private:
         copy = private / "main"
         with guest.reading() as tree:
             path = find_cluster(tree.names(os.fsencode(CLUSTERS)))
             with folder(tree, path) as cluster:
                 copy_tree(cluster, copy)
-        with databases.server(copy) as ask:
-            return ask.orders()
+        with databases.server(copy) as shop:
+            return shop.orders()
 
 
 def stock_of(guest: Guest) -> databases.Rows:
