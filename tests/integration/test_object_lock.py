@@ -204,6 +204,11 @@ def test_locks_are_tried(plain, seaweed):
     assert [*store.list()] == []
 
 
+def test_a_repository_with_locks_is_not_made_in_a_bucket_without(seaweed):
+    with pytest.raises(InputError, match="object_lock needs one made with object lock"):
+        Repository.init(opened(seaweed.new_bucket(), seaweed), KEY)
+
+
 def test_a_bucket_without_object_lock_is_said(seaweed):
     problems, _ = opened(seaweed.new_bucket(), seaweed).lock_problems()
 

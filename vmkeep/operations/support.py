@@ -30,9 +30,25 @@ def notices(file: FleetFile) -> list[str]:
             "repository.retention: without schedules.prune nothing is removed by itself; 'vmkeep prune' "
             "removes what it does not keep"
         )
+    told += _locks(file)
     if file.fleet.schedules.drill is not None:
         told.append("schedules.drill: this version has no drill; no deployment is made for it")
     return told
+
+
+def _locks(file: FleetFile) -> Iterator[str]:
+    repository = file.fleet.repository
+    if repository.object_lock is not None and file.fleet.schedules.prune is None:
+        yield (
+            "repository.object_lock: without schedules.prune nothing extends locks by itself: they end "
+            f"{repository.object_lock.days} days or a little more after an upload; 'vmkeep prune' does it"
+        )
+    for name, copy in repository.copies.items():
+        if copy.object_lock is not None:
+            yield (
+                f"repository.copies.{name}.object_lock: schedules.prune is for the repository itself; "
+                f"'vmkeep prune --repository {name}' extends the locks of the copy"
+            )
 
 
 def require_supported(file: FleetFile, vms: Iterable[str]) -> None:

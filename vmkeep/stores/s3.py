@@ -40,6 +40,8 @@ _DENIED: Final = {
 }  # fmt: skip
 _FORBIDDEN: Final = {"AccessDenied", "403", "Forbidden"}
 _MISTAKEN: Final = {"InvalidBucketName", "PermanentRedirect", "AuthorizationHeaderMalformed"}
+_NO_LOCKS: Final = "InvalidRequest"
+"""The answer to a put with a lock into a bucket that cannot lock; without a lock it may mean anything."""
 
 
 class S3Store:
@@ -226,8 +228,10 @@ class S3Store:
             return AccessError(f"{what}: {reason}; this machine's clock is wrong: set it")
         if code in _DENIED:
             return AccessError(f"{what}: {reason}; check the credentials and their policy")
-        if code in _MISTAKEN:
-            return InputError(f"{what}: {reason}; check the store's URL and region")
+        if code in _MISTAKEN or (code == _NO_LOCKS and self._lock is not None):
+            locks = "bucket: object_lock needs one made with object lock"
+            place = "URL and region" if code in _MISTAKEN else locks
+            return InputError(f"{what}: {reason}; check the store's {place}")
         return TemporaryError(f"{what}: {reason}")
 
 
