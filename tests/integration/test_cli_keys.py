@@ -122,6 +122,7 @@ def test_a_new_data_epoch_ends_the_slots_of_others(site, vmkeep, monkeypatch):
     assert (code, names(vmkeep)) == (0, ["default"])
     assert "data epoch 2" in printed
     assert "leaked: these slots ended" in complaint
+    assert "data epoch 2, since" in vmkeep("key", "list")[1]
     assert vmkeep("key", "check", "--passphrase-env", "LEAKED")[0] == 6
     site.write("db1", seed="second")
     assert site.run("backup").exit_code == 0

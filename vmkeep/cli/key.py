@@ -12,7 +12,7 @@ from rich.text import Text
 from vmkeep.cli.console import local_time, out, print_json, print_table, warn
 from vmkeep.cli.secret import Given, ask
 from vmkeep.operations import repositories
-from vmkeep.repository import Repository, generate_key_file, list_slots
+from vmkeep.repository import Repository, epochs, generate_key_file, list_slots
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
@@ -42,12 +42,18 @@ def list_all(file: FleetFile, *, as_json: bool) -> None:
     store = repositories.store_of(file)
     try:
         slots = list_slots(store)
+        epoch, _ = epochs.newest(store)
     finally:
         store.close()
     if as_json:
         print_json([asdict(slot) for slot in slots])
     elif slots:
         print_table(_table(slots))
+        if epoch.begun is not None:
+            since = local_time(epoch.begun)
+            out().print(
+                f"data epoch {epoch.number}, since {since}; earlier keys open nothing newer", markup=False
+            )
     else:
         out().print(f"{store.url} holds no repository; make one with 'vmkeep init'", markup=False)
 
