@@ -1,7 +1,6 @@
 """Data epochs: what is written after a new one began is closed to those who only have the old keys."""
 
 import contextlib
-import json
 import random
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -17,7 +16,7 @@ from vmkeep.repository.manifest import SavedComponent
 from vmkeep.repository.repair import repair
 from vmkeep.repository.roles import ROLES
 from vmkeep.stores import DirectoryStore, MemoryStore
-from vmkeep.testing.faults import Fault, FaultyStore, Killed, at
+from vmkeep.testing.faults import Fault, FaultyStore, Killed, at, on
 from vmkeep.testing.repositories import (
     CHUNK,
     KEY,
@@ -272,23 +271,51 @@ def test_what_cannot_be_deleted_keeps_no_epoch_from_beginning(store):
     assert len(opened(store).keys.masters) == 2
 
 
-def test_a_record_that_is_damaged_or_lost_is_said(repository, store, tmp_path):
+def test_a_lost_or_damaged_record_is_no_disaster(repository, store, tmp_path):
+    repository.access.add_slot("paper", PAPER)
     backup(repository, tmp_path / "s", NEW, run="run-2")
     key = layout.epoch(2)
-    record = json.loads(store.get(key))
-    store._objects[key] = json.dumps({**record, "begun": "2001"}).encode()
-    with pytest.raises(IntegrityError, match="keys/epochs/00000002 is damaged"):
-        opened(store)
+    first = store.get(key)
+    store._objects[key] = first.replace(b"begun", b"began")
+    with pytest.raises(Killed):  # slots of one that was never begun lie there, too
+        opened(FaultyStore(store, on("put", "keys/epochs/", Fault.KILLED))).access.begin_epoch(KEY)
 
+    assert all_contents(store) == [OLD, NEW]
+    backup(opened(store), tmp_path / "t", OLD, run="run-3")
     store.delete(key)
-    with pytest.raises(VmkeepError):
+    assert [contents(opened(store, PAPER), each) for each in opened(store).points()] == [OLD, NEW, OLD]
+    assert store.get(key) == first  # put again
+    opened(store).access.begin_epoch(KEY)
+    assert all_contents(store) == [OLD, NEW, OLD]
+    assert len(opened(store).keys.masters) == 3
+
+
+def test_the_slots_of_an_epoch_that_was_never_begun_do_not_count(store, tmp_path):
+    repository = small_repository(store)
+    with pytest.raises(Killed):
+        opened(FaultyStore(store, on("put", "keys/epochs/", Fault.KILLED))).access.begin_epoch(KEY)
+
+    backup(opened(store), tmp_path / "s", OLD)
+
+    assert opened(store).keys.masters == repository.keys.masters
+    assert [*store.list("keys/epochs/")] == []
+
+
+@pytest.mark.usefixtures("repository")
+def test_a_damaged_record_without_a_copy_is_said(store):
+    key = layout.epoch(2)
+    store._objects[key] = store.get(key).replace(b"begun", b"began")
+    for slot in [each for each in store._objects if each.endswith("/default")]:
+        store._objects[slot] = store._objects[slot].replace(b"begins", b"b-gins")
+
+    with pytest.raises(IntegrityError, match="keys/epochs/00000002 is damaged"):
         opened(store)
 
 
 def test_a_record_of_another_repository_does_not_fit():
     first, second = bytes(32), bytes([1]) * 32
     body = epochs.encode(2, "ab", [first, second], b"r" * 16)
-    epoch, record = epochs.Epoch(2, "ab"), epochs._decode("k", body)
+    epoch, record = epochs._decode("k", body)
 
     assert epochs.masters(epoch, record, second, b"r" * 16) == (first, second)
     for master, repository in ((first, b"r" * 16), (second, b"q" * 16)):

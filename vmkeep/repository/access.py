@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmkeep.repository import epochs, layout, slots
+from vmkeep.repository import layout, slots
 
 if TYPE_CHECKING:
     from vmkeep.repository.repository import Repository
@@ -72,7 +72,7 @@ class Access:
         Raises:
             AccessError: what opened the repository does not open it.
         """
-        if epochs.newest(self._repository.store)[0].number > self._repository.keys.newest.epoch:
+        if slots.Keyring.of(self._repository.store).epoch.number > self._repository.keys.newest.epoch:
             self._repository.keys.learn()
 
     def old_packs(self) -> int:

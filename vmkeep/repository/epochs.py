@@ -63,13 +63,32 @@ def newest(store: Store, listed: Iterable[str] | None = None) -> tuple[Epoch, di
     Raises:
         IntegrityError: its record is damaged.
     """
-    keys = listed if listed is not None else (info.key for info in store.list(layout.EPOCHS))
-    numbers = [int(found[1]) for key in keys if (found := _RECORD.fullmatch(key))]
-    if not numbers:
+    number = last(listed if listed is not None else (info.key for info in store.list(layout.EPOCHS)))
+    if number == 1:
         return Epoch(1), {}
-    key = layout.epoch(max(numbers))
-    record = _decode(key, store.get(key))
-    return Epoch(max(numbers), record["id"], record["begun"]), record
+    key = layout.epoch(number)
+    return _decode(key, store.get(key))
+
+
+def last(keys: Iterable[str]) -> int:
+    """Return the number of the newest epoch, by the keys below `keys/`."""
+    return max((int(found[1]) for key in keys if (found := _RECORD.fullmatch(key))), default=1)
+
+
+def sound(record: Any) -> tuple[Epoch, dict[str, Any]] | None:
+    """Return the epoch that a record begins, and the record; `None`: it is damaged."""
+    try:
+        fields = {name: value for name, value in record.items() if name != "check"}
+        if record["check"] != _check(fields):
+            return None
+        return Epoch(record["epoch"], record["id"], record["begun"]), fields
+    except (KeyError, AttributeError, TypeError):
+        return None
+
+
+def again(record: dict[str, Any]) -> bytes:
+    """Return the record as it was put first."""
+    return _dump({**record, "check": _check(record)})
 
 
 def encode(number: int, id_: str, masters: Sequence[bytes], repository: bytes) -> bytes:
@@ -89,7 +108,7 @@ def encode(number: int, id_: str, masters: Sequence[bytes], repository: bytes) -
         "id": id_,
         "salt": salt.hex(),
     }
-    return _dump({**record, "check": _check(record)})
+    return again(record)
 
 
 def masters(epoch: Epoch, record: dict[str, Any], master: bytes, repository: bytes) -> tuple[bytes, ...]:
@@ -126,15 +145,16 @@ def _binding(repository: bytes, number: int, id_: str) -> bytes:
     return b"vmkeep/1/epoch\0" + repository + number.to_bytes(4, "little") + id_.encode()
 
 
-def _decode(key: str, data: bytes) -> dict[str, Any]:
+def _decode(key: str, data: bytes) -> tuple[Epoch, dict[str, Any]]:
     try:
-        record: dict[str, Any] = json.loads(data)
-        sound = record.pop("check") == _check(record)
-    except (ValueError, KeyError, AttributeError, TypeError):
-        sound = False
-    if not sound:
-        raise IntegrityError(f"{key} is damaged: its checksum is wrong; use a copy of it")
-    return record
+        found = sound(json.loads(data))
+    except ValueError:
+        found = None
+    if found is None:
+        raise IntegrityError(
+            f"{key} is damaged: its checksum is wrong; delete it, and the copy in a key slot takes its place"
+        )
+    return found
 
 
 def _check(record: dict[str, Any]) -> str:

@@ -33,11 +33,20 @@ _KINDS: Final = {"hkdf": "key", "scrypt": "passphrase", "kms": "kms"}
 _OPENS_WITH: Final = {"hkdf": "a key file", "scrypt": "a passphrase", "kms": "AWS KMS"}
 
 
-def wrap(master: bytes, secret: Opener, slot: str, format_object: bytes, *, cost: int = SCRYPT_COST) -> bytes:
+def wrap(  # noqa: PLR0913  (two of them only where they differ from what they mostly are)
+    master: bytes,
+    secret: Opener,
+    slot: str,
+    format_object: bytes,
+    *,
+    begins: bytes | None = None,
+    cost: int = SCRYPT_COST,
+) -> bytes:
     """Return the object at `keys/<slot>`; it also holds a digest of the `format` object.
 
     Args:
         slot: what is behind `keys/` in its name.
+        begins: the record that begins its data epoch; the slot keeps a copy of it.
 
     Raises:
         AccessError, InputError, TemporaryError: the service that is to wrap it does not.
@@ -54,6 +63,8 @@ def wrap(master: bytes, secret: Opener, slot: str, format_object: bytes, *, cost
     else:
         way = {"derivation": "scrypt", "n": cost, "r": 8, "p": 1}
         wrapping = _stretch(secret, salt, way)
+    if begins is not None:
+        way["begins"] = json.loads(begins)
     cipher = AESGCM(wrapping)
     inside = master + hashlib.sha256(format_object).digest()
     wrapped = cipher.encrypt(_NONCE, inside, _binding(slot))
@@ -93,6 +104,16 @@ def describe(data: bytes, slot: str) -> tuple[str, str | None, str | None]:
     """
     record = _decode(data, slot)
     return _KINDS[record["derivation"]], record.get("made"), record.get("key")
+
+
+def begins(data: bytes, slot: str) -> dict[str, Any] | None:
+    """Return the slot's copy of the record that begins its data epoch, if it has one.
+
+    Raises:
+        IntegrityError: the slot is damaged.
+    """
+    found: dict[str, Any] | None = _decode(data, slot).get("begins")
+    return found
 
 
 def _wrapping_key(record: dict[str, Any], secret: Opener, slot: str, format_object: bytes) -> bytes:

@@ -52,11 +52,31 @@ class Keyring:
     def of(cls, store: Store) -> Keyring:
         """Look which slots there are.
 
+        Where the record of the newest epoch is lost or damaged, the copy in its slots is used.
+
         Raises:
-            IntegrityError: the record of the newest epoch is damaged.
+            IntegrityError: it is damaged, and there is no copy.
         """
         keys = [info.key for info in store.list(layout.KEYS)]
-        epoch, record = epochs.newest(store, keys)
+        try:
+            found = cls._at(store, keys, *epochs.newest(store, keys))
+        except IntegrityError:
+            copy = _copy(store, keys, epochs.last(keys))
+            if copy is None:
+                raise
+            return cls._at(store, keys, *copy)
+        if found.names:
+            return found
+        # All slots of an epoch are only ever removed when the next one has begun: its record is lost.
+        copy = _copy(store, keys, found.epoch.number + 1)
+        if copy is None:
+            return found
+        with contextlib.suppress(AccessError):  # whoever may put it again does, some time
+            store.put_if_absent(layout.epoch(copy[0].number), epochs.again(copy[1]))
+        return cls._at(store, keys, *copy)
+
+    @classmethod
+    def _at(cls, store: Store, keys: list[str], epoch: Epoch, record: dict[str, Any]) -> Keyring:
         start = layout.KEYS + (f"{epoch.id}/" if epoch.id else "")
         ours = [key for key in keys if key.startswith(start) and layout.is_name(key.removeprefix(start))]
         others = [key for key in keys if key not in ours and not key.startswith(layout.EPOCHS)]
@@ -141,10 +161,12 @@ def add_slot(store: Store, slot: str, secret: Opener, masters: Sequence[bytes], 
     ring = Keyring.of(store)
     key = ring.key(slot)
     if ring.epoch.number == len(masters):
-        wrapped = keyslot.wrap(masters[-1], secret, key.removeprefix(layout.KEYS), format_object)
+        begins = epochs.again(ring.record) if ring.record else None
+        name = key.removeprefix(layout.KEYS)
+        wrapped = keyslot.wrap(masters[-1], secret, name, format_object, begins=begins)
         if not put_own(store, key, wrapped):
             raise InputError(f"the key slot {slot!r} exists in {store.url}; choose another name")
-    if epochs.newest(store)[0].number != len(masters):
+    if Keyring.of(store).epoch.number != len(masters):
         raise ConflictError(f"a new data epoch of {store.url} was begun meanwhile: add the slot again")
 
 
@@ -199,12 +221,13 @@ def begin_epoch(
     master = secrets.token_bytes(KEY_SIZE)
     key = layout.key_slot(slot, id_)
     name = key.removeprefix(layout.KEYS)
-    put_own(store, key, keyslot.wrap(master, secret, name, format_object))
+    record = epochs.encode(number, id_, [*masters, master], repository)
+    put_own(store, key, keyslot.wrap(master, secret, name, format_object, begins=record))
     # Read back before it counts: nobody else could open what is written from then on.
     if keyslot.unwrap(store.get(key), secret, name, format_object) != master:
         raise IntegrityError(f"{key} in {store.url} is not what was put there")
     begun = layout.epoch(number)
-    if not put_own(store, begun, epochs.encode(number, id_, [*masters, master], repository)):
+    if not put_own(store, begun, record):
         with contextlib.suppress(AccessError):
             store.delete(key)
         raise ConflictError(f"somebody else began data epoch {number} of {store.url} at the same time")
@@ -218,6 +241,18 @@ def begin_epoch(
 def put_own(store: Store, key: str, body: bytes) -> bool:
     """Put a body that nobody else can have; one that is there already is ours, and its answer was lost."""
     return store.put_if_absent(key, body) or store.get(key) == body
+
+
+def _copy(store: Store, keys: list[str], number: int) -> tuple[Epoch, dict[str, Any]] | None:
+    """Return the copy that slots keep of the record of an epoch, if it is the only one."""
+    copies = {}
+    for key in keys:
+        if key.count("/") == 2 and not key.startswith(layout.EPOCHS):
+            with contextlib.suppress(IntegrityError, AccessError, NotFoundError):
+                found = epochs.sound(keyslot.begins(store.get(key), key.removeprefix(layout.KEYS)))
+                if found is not None and found[0].number == number:
+                    copies[found[0].id] = found
+    return next(iter(copies.values())) if len(copies) == 1 else None
 
 
 def _described(ring: Keyring, name: str) -> Slot:
