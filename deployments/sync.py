@@ -38,7 +38,15 @@ if TYPE_CHECKING:
 
 _MANAGED: Final = "managed-by:vmkeep"
 _PAGE: Final = 200
-_OPERATIONS: Final[tuple[Operation, ...]] = ("configure", "backup", "restore", "verify", "copy", "prune")
+_OPERATIONS: Final[tuple[Operation, ...]] = (
+    "configure",
+    "backup",
+    "restore",
+    "drill",
+    "verify",
+    "copy",
+    "prune",
+)
 _ROOT: Final = Path(flows.__file__).resolve().parent.parent
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _WORDS: Final = {
     "vms": "Which VMs; none means all.",
+    "targets": "Which services or VMs, with all that they depend on; none means all services.",
     "components": "Which components: whole kinds, or single ones; none means all.",
     "at": "Restore the state of this time: nothing that was saved later is used. None: the newest.",
     "points": 'Recovery points to use, VM to session, such as {"db1": "20261124T010000123Z-…"}.',
@@ -59,7 +60,7 @@ def request(operation: Operation, parameters: dict[str, Any]) -> Request:
     return Request(
         operation=operation,
         fleet=Path(parameters["fleet"]),
-        targets=tuple(parameters.get("vms") or ()),
+        targets=tuple(parameters.get("targets") or parameters.get("vms") or ()),
         kinds=tuple(parameters.get("components") or ()),
         at=datetime.fromisoformat(at) if isinstance(at, str) else at,
         points=dict(parameters.get("points") or {}),
@@ -94,11 +95,14 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
     fields: list[tuple[str, Any, Any]] = []
     if operation == "prune":
         fields.append(("dead_after", str, "7d"))
+    elif operation == "drill":
+        fields.append(("targets", _several(tuple(dict.fromkeys([*fleet.objectives, *names]))), []))
+        fields += [("at", datetime | None, None), ("points", dict[str, str], {})]
     else:
         fields.append(("vms", _several(names), []))
     if operation == "copy":
         fields.append(("copies", _several(copies), []))
-    elif operation not in {"configure", "prune"}:
+    elif operation not in {"configure", "prune", "drill"}:
         fields.append(("components", _several(tuple(map(str, kinds))), []))
     if operation == "restore":
         fields += [
@@ -113,7 +117,7 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
     if operation == "verify":
         fields.append(("packs", bool, False))
         fields.append(("percent", Annotated[float, Field(gt=0, le=100)], 100.0))
-    if operation == "restore" and copies:
+    if operation in {"restore", "drill"} and copies:
         fields.append(("repository", _one_of((fleets.BEST, fleets.PRIMARY, *copies)), fleets.BEST))
     if operation in {"verify", "prune"} and copies:
         fields.append(("repository", _one_of((fleets.PRIMARY, *copies)), fleets.PRIMARY))

@@ -31,6 +31,7 @@ DESCRIPTIONS: dict[Operation, str] = {
     "configure": "Make the VMs what the fleet file declares. Nothing is shrunk or deleted.",
     "backup": "Save the VMs: one recovery point for each, sealed when all that was read is in the store.",
     "restore": "Restore VMs in the order of their dependencies, each checked before the next.",
+    "drill": "Prove that services can be recovered: restored into an isolated network, checked, torn down.",
     "prune": "Forget what retention does not keep, and free the space that only that needed.",
     "verify": "Read recovery points back and check every chunk.",
     "copy": "Copy recovery points into the other repositories of the fleet: what these lack.",
@@ -72,7 +73,7 @@ def generate(
 def run_name() -> str:
     """Return what the present flow run is about, such as `backup db1, app1`."""
     given = flow_run.get_parameters()
-    targets = [*(given.get("vms") or []), *(given.get("components") or [])]
+    targets = [name for key in ("targets", "vms", "components") for name in given.get(key) or []]
     name = str(flow_run.get_flow_name() or "").rpartition("-")[2]
     return f"{name} {', '.join(map(str, targets)) or 'all'}"[:200]
 

@@ -12,6 +12,7 @@ from prefect.states import Completed, Failed
 from vmkeep.errors import PartialError
 from vmkeep.planning import State as Ended
 from vmkeep.planning import Verb
+from vmkeep.reports.drills import drill_markdown
 from vmkeep.reports.graph_text import plan_mermaid
 from vmkeep.units import format_duration, format_size
 
@@ -38,16 +39,29 @@ def publish(run: Run, report: RunReport) -> None:
             "vmkeep.point.sealed" if sealed else "vmkeep.point.partial" if partial else "vmkeep.point.failed"
         )
         _emit(event, fleet, step.vms[0], run.id, outcome.reason)
-    if not report.summary.complete:
+    if report.drill is not None and report.exit_code == 0:
+        _emit("vmkeep.drill.passed", fleet, "", run.id, report.drill.sentence)
+    elif report.drill is not None:
+        _emit("vmkeep.drill.failed", fleet, "", run.id, _sentence(report))
+    elif not report.summary.complete:
         _emit(f"vmkeep.{report.operation}.failed", fleet, "", run.id, report.summary.sentence)
 
 
 def final_state(report: RunReport) -> State[Any]:
     """Return the state of the flow run: what really happened, not that the function returned."""
+    if report.exit_code == 0:
+        return Completed(message=_sentence(report))
     if report.summary.complete:
-        return Completed(message=report.summary.sentence)
+        return Failed(name="MissedObjective", message=_sentence(report))
     name = "Partial" if report.exit_code == PartialError.exit_code else "Failed"
     return Failed(name=name, message=report.summary.sentence)
+
+
+def _sentence(report: RunReport) -> str:
+    """Return how it went; of a drill also what it found out."""
+    if report.drill is None:
+        return report.summary.sentence
+    return f"{report.drill.sentence}: {report.summary.sentence}"
 
 
 def markdown(report: RunReport) -> str:
@@ -60,6 +74,7 @@ def markdown(report: RunReport) -> str:
         f"{format_size(moved)} moved, {format_size(stored)} stored, in {format_duration(report.elapsed)}.",
     ]
     lines += [f"> {report.trouble}"] if report.trouble else []
+    lines += [drill_markdown(report.drill).rstrip()] if report.drill is not None else []
     failed = [(step, one) for step, one in report.outcomes.items() if one.state is not Ended.SUCCEEDED]
     if failed:
         lines += [

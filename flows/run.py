@@ -46,11 +46,13 @@ def parameters(request: Request) -> dict[str, Any]:
     given: dict[str, Any] = {"fleet": str(request.fleet.absolute())}
     if request.operation == "prune":
         given["dead_after"] = f"{request.dead_after:g}s"
+    elif request.operation == "drill":
+        given |= {"targets": list(request.targets), "at": request.at, "points": request.points}
     else:
         given["vms"] = list(request.targets)
     if request.operation == "copy":
         given["copies"] = list(request.copies)
-    elif request.operation not in {"configure", "prune"}:
+    elif request.operation not in {"configure", "prune", "drill"}:
         given["components"] = list(request.kinds)
     if request.operation == "restore":
         given |= {

@@ -16,6 +16,7 @@ from vmkeep.planning import (
     plan_backup,
     plan_configure,
     plan_copy,
+    plan_drill,
     plan_prune,
     plan_restore,
     plan_verify,
@@ -103,7 +104,7 @@ def preview(file: FleetFile, request: Request) -> Preview:
     notes = [f"not supported: {sentence}" for sentence in support.unsupported(file, selection.vms)]
     try:
         with repositories.open_repository(file) as repository:
-            whole = request.operation in {"restore", "verify"}
+            whole = request.operation in {"restore", "drill", "verify"}
             facts = prepare.facts(file, selection, repository, whole=whole)
             points = _points(file, selection, repository, request, notes)
     except VmkeepError as error:
@@ -115,7 +116,7 @@ def preview(file: FleetFile, request: Request) -> Preview:
 def _points(
     file: FleetFile, selection: Selection, repository: Repository, request: Request, notes: list[str]
 ) -> dict[str, str]:
-    if request.operation != "restore":
+    if request.operation not in {"restore", "drill"}:
         return {}
     try:
         return choose_points(file.fleet, selection, repository, request)
@@ -132,6 +133,8 @@ def _plan(file: FleetFile, request: Request, selection: Selection, facts: Facts)
             return plan_backup(file.fleet, selection, facts)
         case "restore":
             return plan_restore(file.fleet, selection, facts, instant=request.instant)
+        case "drill":
+            return plan_drill(file.fleet, selection, facts)
         case "verify":
             return plan_verify(file.fleet, selection, facts, share=request.share)
         case "copy":
@@ -148,6 +151,6 @@ def _sizes(shown: Preview) -> list[str]:
         return [f"reads about {format_size(shown.size)}, about {format_size(shown.new)} of it new ({known})"]
     if shown.plan.operation == "copy":
         return ["what the copies lack is known when they are read; the sizes are those of the last backup"]
-    verb = "writes" if shown.plan.operation == "restore" else "reads back"
+    verb = "writes" if shown.plan.operation in {"restore", "drill"} else "reads back"
     chosen = [f"{vm} from recovery point {session}" for vm, session in shown.points.items()]
     return [*chosen, f"{verb} about {format_size(shown.size)}"]

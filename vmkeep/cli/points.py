@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -13,11 +14,13 @@ from vmkeep.errors import InputError, IntegrityError
 from vmkeep.fleet.suggest import suggestion
 from vmkeep.operations import repositories
 from vmkeep.operations.holds import held_as
+from vmkeep.operations.proofs import proven_by_drills
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from vmkeep.operations.proofs import Proof
     from vmkeep.repository import Point, PointInfo, Repository
 
 
@@ -49,16 +52,24 @@ def print_points(repository: Repository, vm: str | None, *, as_json: bool) -> No
     damaged: list[tuple[PointInfo, IntegrityError]] = []
     found = repository.points(vm, damaged=lambda info, error: damaged.append((info, error)))
     held = held_as(repository)
+    proven = proven_by_drills(repository)
     url = repository.store.url
     if as_json:
         print_json(
             [
-                *({**summary(point), "held": held.get(point.session, [])} for point in found),
+                *(
+                    {
+                        **summary(point),
+                        "held": held.get(point.session, []),
+                        "proven": asdict(proven[point.session]) if point.session in proven else None,
+                    }
+                    for point in found
+                ),
                 *(_damage(*one) for one in damaged),
             ]
         )
     elif found or damaged:
-        print_table(_table(found, damaged, held))
+        print_table(_table(found, damaged, held, proven))
     else:
         out().print(f"no recovery point{f' of {vm}' if vm else ''} in {url} yet", markup=False)
     if damaged:
@@ -88,7 +99,10 @@ def _damage(info: PointInfo, error: IntegrityError) -> dict[str, Any]:
 
 
 def _table(
-    found: list[Point], damaged: list[tuple[PointInfo, IntegrityError]], held: dict[str, list[str]]
+    found: list[Point],
+    damaged: list[tuple[PointInfo, IntegrityError]],
+    held: dict[str, list[str]],
+    proven: dict[str, Proof],
 ) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("VM", "SESSION", "TAKEN", "COMPONENTS"):
@@ -100,7 +114,8 @@ def _table(
     for point in found:
         cost = point.stats
         table.add_row(
-            point.vm, point.session, local_time(point.taken), _components(point, held.get(point.session, [])),
+            point.vm, point.session, local_time(point.taken),
+            _components(point, held.get(point.session, []), proven.get(point.session)),
             format_size(cost.read),
             format_size(cost.stored), point.consistency, point.run,
         )  # fmt: skip
@@ -109,11 +124,13 @@ def _table(
     return table
 
 
-def _components(point: Point, held: list[str]) -> Text:
+def _components(point: Point, held: list[str], proof: Proof | None) -> Text:
     text = Text(", ".join(point.components))
     if point.missing:
         text.append("\nPARTIAL, lacks " if point.components else "PARTIAL, lacks ", "bold red")
         text.append(", ".join(point.missing), "red")
     if held:
         text.append(f"\nheld as {', '.join(held)}", "yellow")
+    if proof is not None:
+        text.append(f"\nproven: {'booted' if proof.booted else 'checked'} {local_time(proof.when)}", "green")
     return text

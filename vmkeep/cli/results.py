@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
 from rich.text import Text
 
-from vmkeep.cli.console import out
+from vmkeep.cli.console import out, print_table
 from vmkeep.operations.report import StepReport
 from vmkeep.planning import State, Verb
+from vmkeep.reports.drills import drill_rows
 from vmkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmkeep.operations.drilled import DrillResult
     from vmkeep.operations.report import RunReport
 
 
@@ -24,6 +27,7 @@ def print_report(report: RunReport) -> None:
         "backup": f", read {format_size(cost.read)}, new {format_size(cost.new)}, "
         f"stored {format_size(cost.stored)}",
         "restore": f", {format_size(cost.read)} written",
+        "drill": f", {format_size(cost.read)} written",
         "verify": f", {format_size(cost.read)} read back",
     }.get(report.operation, "")
     done = (
@@ -35,8 +39,13 @@ def print_report(report: RunReport) -> None:
             out().print(f"{name}: {step.text}", markup=False)
             for line in step.details:
                 out().print(f"  {line}", markup=False)
+    if report.drill is not None:
+        print_table(_drilled(report.drill))
     if report.trouble:
         out().print(Text(report.trouble, "yellow"))
+    if report.drill is not None and report.summary.complete and report.drill.missed:
+        out().print(Text.assemble((f"drill {report.drill.sentence}", "bold red"), f": {done}"))
+        return
     if report.summary.complete:
         out().print(Text.assemble((f"{report.operation} complete", "bold green"), f": {done}"))
         return
@@ -64,7 +73,18 @@ def as_json(report: RunReport) -> dict[str, Any]:
         "new": cost.new,
         "stored": cost.stored,
         "steps": [_step(report, name) for name in report.outcomes],
+        **({"drill": report.drill.record()} if report.drill is not None else {}),
     }
+
+
+def _drilled(result: DrillResult) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("SERVICE/VM", "RECOVERED AFTER", "OBJECTIVE", "RESULT"):
+        table.add_column(name, overflow="fold")
+    for row in drill_rows(result):
+        bad = row.result.startswith(("failed", "missed"))
+        table.add_row(row.name, row.after, row.objective, Text(row.result, "bold red" if bad else "green"))
+    return table
 
 
 def _step(report: RunReport, name: str) -> dict[str, Any]:
@@ -86,7 +106,8 @@ def _step(report: RunReport, name: str) -> dict[str, Any]:
 def _cost(report: RunReport) -> StepReport:
     """Return the sum over the steps that moved data; others only repeat it."""
     by_operation = {
-        "backup": Verb.BACKUP, "restore": Verb.RESTORE, "verify": Verb.VERIFY, "copy": Verb.COPY,
+        "backup": Verb.BACKUP, "restore": Verb.RESTORE, "drill": Verb.RESTORE, "verify": Verb.VERIFY,
+        "copy": Verb.COPY,
     }  # fmt: skip
     moved = by_operation.get(report.operation)
     steps = [done for name, done in report.steps.items() if report.plan.steps[name].verb is moved]

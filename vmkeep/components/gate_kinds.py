@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from vmkeep.components import web
+from vmkeep.components import inside, web
 from vmkeep.components.echo import echo
 from vmkeep.components.query import returns_a_row
 from vmkeep.disks import tools
@@ -36,15 +36,8 @@ def attempt(subject: Subject, check: HealthCheck, *, timeout_s: float) -> str:
     if check.agent is not None:
         subject.guest().ping(timeout_s=timeout_s)
         return "its inside answers"
-    if check.ping is not None:
-        address = _first(subject, lambda host, left: echo(host, timeout_s=left), timeout_s)
-        return f"{address} answers a ping"
-    if check.tcp is not None:
-        port = check.tcp
-        address = _first(subject, lambda host, left: _connect(host, port, left), timeout_s)
-        return f"{address} accepts connections on port {port}"
-    if check.http is not None:
-        return _http(subject, check.http, timeout_s)
+    if check.kind in {"ping", "tcp", "http"}:
+        return _inside(subject, check, timeout_s) if subject.isolated else _outside(subject, check, timeout_s)
     if check.exec is not None:
         return _exec(subject, check.exec, timeout_s)
     if check.sql is not None:
@@ -53,6 +46,25 @@ def attempt(subject: Subject, check: HealthCheck, *, timeout_s: float) -> str:
     raise UnsupportedError(
         f"VM {subject.name}: health check {check.kind} is for VMs that stay powered off; remove it"
     )
+
+
+def _outside(subject: Subject, check: HealthCheck, timeout_s: float) -> str:
+    if check.tcp is not None:
+        port = check.tcp
+        address = _first(subject, lambda host, left: _connect(host, port, left), timeout_s)
+        return f"{address} accepts connections on port {port}"
+    if check.http is not None:
+        return _http(subject, check.http, timeout_s)
+    address = _first(subject, lambda host, left: echo(host, timeout_s=left), timeout_s)
+    return f"{address} answers a ping"
+
+
+def _inside(subject: Subject, check: HealthCheck, timeout_s: float) -> str:
+    if check.tcp is not None:
+        return inside.listens(subject, check.tcp, timeout_s=timeout_s)
+    if check.http is not None:
+        return inside.fetches(subject, check.http, timeout_s=timeout_s)
+    return "not applicable: ping: the network of a drill is isolated from this host"
 
 
 def _first(subject: Subject, ask: Callable[[str, float], object], timeout_s: float) -> str:

@@ -34,6 +34,8 @@ class Subject:
     """The folder of the fleet file."""
     original: bool = True
     """False for one that was restored under another name."""
+    isolated: bool = False
+    """Whether its network is one that this host must not ask: its addresses are also those of others."""
     _guest: Guest | None = field(default=None)
 
     def guest(self) -> Guest:

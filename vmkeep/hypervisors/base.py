@@ -203,7 +203,10 @@ class Capacity:
 
 
 class Hypervisor(Protocol):
-    """Creates, captures and writes VMs. Every call may be repeated; none deletes a disk."""
+    """Creates, captures and writes VMs. Every call may be repeated.
+
+    None deletes a disk but `remove`, which takes only a VM that was created for a drill.
+    """
 
     @property
     def driver(self) -> str:
@@ -293,14 +296,21 @@ class Hypervisor(Protocol):
     def release(self, snapshot: Snapshot) -> None:
         """Drop the snapshot, also one that was only prepared; a second call does nothing."""
 
-    def create(self, name: str, definition: str, *, overwrite: bool) -> Sequence[Change]:
+    def create(
+        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+    ) -> Sequence[Change]:
         """Create the VM from a captured definition, without disks, for a restore.
+
+        Args:
+            drill: The isolated network of a drill (see `isolate`). The VM is attached to nothing else, and
+                to nothing of the host that others use; it carries a mark, from its first moment, that
+                lets `remove` take it. It must have another name than it was captured under.
 
         Returns:
             What of the definition had to be changed to fit here, such as network addresses of a copy.
 
         Raises:
-            InputError: it exists and *overwrite* is false.
+            InputError: it exists and *overwrite* is false, or it exists and was not made for this drill.
             SourceError: it runs.
         """
 
@@ -316,6 +326,31 @@ class Hypervisor(Protocol):
 
     def discard_disks(self, name: str, disks: Sequence[str]) -> None:
         """Remove what `create_disk` made of these and `commit_disks` did not put in place, if anything."""
+
+    def isolate(self, drill: str) -> None:
+        """Make an isolated network for a drill: it leads nowhere, and only the drill's VMs are in it.
+
+        Nothing happens where VMs cannot be started.
+
+        Raises:
+            InputError: there is a network of that name that no drill made.
+        """
+
+    def remove(self, name: str, *, drill: str) -> None:
+        """Remove a VM with its disks, whether it runs or not; nothing happens when it does not exist.
+
+        Only files that the drill made are deleted. Killed at any moment, another call does the rest.
+
+        Raises:
+            InputError: it was not created for this drill; nothing was touched.
+        """
+
+    def end_isolation(self, drill: str) -> None:
+        """Remove the isolated network of a drill; nothing happens when it does not exist.
+
+        Raises:
+            InputError: no drill made it.
+        """
 
     def images(self, name: str) -> Sequence[Image]:
         """Return the files the VM's disks lie in, in order; empty where they are not files we can open."""

@@ -77,6 +77,11 @@ class Definition(_Model):
             update={"name": name, "uuid": identity, "networks": cards(identity, networks, known=())}
         )
 
+    def attached(self, network: str) -> Definition:
+        """Return the definition with all its network cards on one network."""
+        cards = tuple(card.model_copy(update={"network": network}) for card in self.networks)
+        return self.model_copy(update={"networks": cards})
+
     def to_json(self) -> str:
         """Return the text of `vm.json`."""
         return self.model_dump_json(indent=2) + "\n"

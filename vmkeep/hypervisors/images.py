@@ -3,11 +3,13 @@
 <path>/<vm>/vm.json                      the definition
 <path>/<vm>/<disk>.<format>              its disks
 <path>/<vm>/.<disk>.restoring.<format>   a disk that is being restored, not in place yet
+<path>/<vm>/.vmkeep-drill                it was made for a drill: which one
 """
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import host, reconcile
 from vmkeep.hypervisors.base import Change, DiskState, Found, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
+from vmkeep.hypervisors.drilled import require_copy, require_mark
 from vmkeep.hypervisors.still import find_disk, still_disk
 
 if TYPE_CHECKING:
@@ -32,10 +35,11 @@ if TYPE_CHECKING:
 
 _FORMATS: Final = {"qcow2": "qcow2", "raw": "raw", "img": "raw", "vmdk": "vmdk", "vhdx": "vhdx"}
 """Format by extension, for images that no definition names."""
+_MARK: Final = ".vmkeep-drill"
 
 
 class ImagesHypervisor:
-    """The VMs in one folder. Every call may be repeated; a disk goes only when another takes its place."""
+    """The VMs in one folder. A disk goes only when another takes its place, or with the VM of a drill."""
 
     driver: Final = "images"
     can_start: Final = False
@@ -141,10 +145,16 @@ class ImagesHypervisor:
     def release(self, snapshot: Snapshot) -> None:
         """Do nothing: a snapshot of powered-off images is only a record."""
 
-    def create(self, name: str, definition: str, *, overwrite: bool) -> Sequence[Change]:
+    def create(
+        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+    ) -> Sequence[Change]:
         """Write the VM's definition, for a restore; disks that are there stay as they are."""
         captured = definitions.parse(definition, where=f"the captured definition of VM {name}")
         changes: Sequence[Change] = ()
+        if drill is not None:
+            require_copy(name, captured.name)
+            self._mark(name, drill)
+            captured = captured.attached(drill)
         if captured.name != name:
             captured, changes = reconcile.renamed(captured, name)
         folder = self._folder(name)
@@ -205,6 +215,26 @@ class ImagesHypervisor:
                 with locking.locked(path, what=f"VM {name}: disk {disk} ({path})", write=True):
                     path.unlink()
 
+    def isolate(self, drill: str) -> None:
+        """Do nothing: what does not run needs no network."""
+
+    def remove(self, name: str, *, drill: str) -> None:
+        """Remove the folder of a VM of a drill; its mark goes last."""
+        shutil.rmtree(self._unnamed(name), ignore_errors=True)
+        folder = self._folder(name)
+        if not folder.exists():
+            return
+        require_mark(name, self._drill_of(name), drill)
+        for path in folder.iterdir():
+            if path.name != _MARK:
+                with locking.locked(path, what=f"VM {name}: {path.name} ({path})", write=True):
+                    path.unlink()
+        # A folder with nothing but its mark takes another name at once: none is ever without.
+        shutil.rmtree(folder.rename(self._unnamed(name)))
+
+    def end_isolation(self, drill: str) -> None:
+        """Do nothing: there is no network."""
+
     def images(self, name: str) -> Sequence[Image]:
         """Return the images of the VM's disks, in the order of its definition."""
         folder = self._folder(name)
@@ -239,8 +269,32 @@ class ImagesHypervisor:
 
     # --- inside ------------------------------------------------------------------------------
 
+    def _mark(self, name: str, drill: str) -> None:
+        """Make the folder of a VM of a drill: it carries its mark before anything else is in it.
+
+        Raises:
+            InputError: there is such a folder, and not of this drill.
+        """
+        folder, new = self._folder(name), self._unnamed(name)
+        if folder.exists():
+            require_mark(name, self._drill_of(name), drill)
+            return
+        new.mkdir(parents=True, exist_ok=True)
+        (new / _MARK).write_text(drill)
+        new.rename(folder)
+
+    def _drill_of(self, name: str) -> str | None:
+        try:
+            return (self._folder(name) / _MARK).read_text()
+        except FileNotFoundError:
+            return None
+
     def _folder(self, name: str) -> Path:
         return self._path / name
+
+    def _unnamed(self, name: str) -> Path:
+        """Return where the folder of a VM of a drill is before it has its mark, or after it had."""
+        return self._path / f".{name}.drill"
 
     def _compare(self, name: str, vm: VM) -> tuple[list[Change], Definition]:
         actual = self._actual(name, vm)

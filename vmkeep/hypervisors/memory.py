@@ -13,6 +13,7 @@ from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import host, reconcile
 from vmkeep.hypervisors.base import Change, DiskState, Found, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
+from vmkeep.hypervisors.drilled import require_copy, require_isolated, require_mark
 from vmkeep.hypervisors.memory_disk import MemoryDisk
 from vmkeep.hypervisors.still import find_disk
 
@@ -35,6 +36,7 @@ class _Machine:
     restoring: dict[str, tuple[MemoryDisk, str]] = field(default_factory=dict)
     """New disks with their format, not in place yet."""
     running: bool = False
+    drill: str | None = None
 
 
 class _Reader(MemoryDisk):
@@ -73,6 +75,8 @@ class MemoryHypervisor:
         self.name = name
         self.agents: dict[str, Callable[[], AgentChannel]] = {}
         """What `agent` returns, by VM."""
+        self.isolated: set[str] = set()
+        """The networks of drills."""
         self._machines: dict[str, _Machine] = {}
         self._held: dict[str, dict[tuple[str, str], MemoryDisk]] = {}
         """The disks of running VMs as they were, by snapshot and then VM and disk."""
@@ -175,10 +179,18 @@ class MemoryHypervisor:
         for machine in snapshot.machines.values():
             self._held.pop(machine.socket, None)
 
-    def create(self, name: str, definition: str, *, overwrite: bool) -> Sequence[Change]:
+    def create(
+        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+    ) -> Sequence[Change]:
         """Make the VM from a captured definition; disks that are there stay as they are."""
         captured = definitions.parse(definition, where=f"the captured definition of VM {name}")
         before = self._machines.get(name)
+        if drill is not None:
+            require_copy(name, captured.name)
+            require_isolated(drill, self.isolated)
+            if before is not None:
+                require_mark(name, before.drill, drill)
+            captured = captured.attached(drill)
         if before is not None:
             if not overwrite:
                 raise InputError(f"VM {name} exists already: say overwrite, or restore under another name")
@@ -188,7 +200,7 @@ class MemoryHypervisor:
             captured, changes = reconcile.renamed(captured, name)
         for disk in before.definition.disks if before else ():
             captured = captured.with_disk(disk)
-        self._machines[name] = _Machine(captured, before.disks if before else {})
+        self._machines[name] = _Machine(captured, before.disks if before else {}, drill=drill)
         return changes
 
     def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
@@ -216,6 +228,21 @@ class MemoryHypervisor:
         """Forget new disks that were not put in place."""
         for disk in disks:
             self._machine(name).restoring.pop(disk, None)
+
+    def isolate(self, drill: str) -> None:
+        """Note that there is such a network."""
+        self.isolated.add(drill)
+
+    def remove(self, name: str, *, drill: str) -> None:
+        """Forget a VM of a drill."""
+        machine = self._machines.get(name)
+        if machine is not None:
+            require_mark(name, machine.drill, drill)
+            del self._machines[name]
+
+    def end_isolation(self, drill: str) -> None:
+        """Note that there is no such network any more."""
+        self.isolated.discard(drill)
 
     def images(self, name: str) -> Sequence[Image]:  # noqa: ARG002  (the Protocol's)
         """Return nothing: disks in memory are no files."""

@@ -86,6 +86,7 @@ class _Walk:
         self.errors: dict[str, BaseException] = {}
         self.begun: dict[str, float] = {}
         self.seconds: dict[str, float] = {}
+        self.ended: dict[str, float] = {}
         self.told: set[str] = set()
         self.cancelled = False
 
@@ -110,7 +111,8 @@ class _Walk:
         self.execution.cancel(f"the run was interrupted ({why})")
 
     def _note(self, step_id: str, result: StepReport | BaseException) -> None:
-        self.seconds[step_id] = time.monotonic() - self.begun[step_id]
+        self.ended[step_id] = time.monotonic()
+        self.seconds[step_id] = self.ended[step_id] - self.begun[step_id]
         if isinstance(result, BaseException):
             outcome = Outcome.failed(str(result) or type(result).__name__)
             self.errors[step_id] = result
@@ -158,6 +160,7 @@ def walk(run: Run, worker: Worker, *, width: int = 8, observer: Observer | None 
         outcomes=_all_outcomes(steps),
         steps=steps.reports,
         seconds=steps.seconds,
+        after={step_id: moment - began for step_id, moment in steps.ended.items()},
         elapsed=time.monotonic() - began,
         errors=steps.errors,
     )

@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Final
 from vmkeep import fleet as fleets
 from vmkeep.errors import ConflictError, VmkeepError
 from vmkeep.operations import kept_points
+from vmkeep.operations.drilled import measure
 from vmkeep.operations.places import chosen
 from vmkeep.operations.prepare import prepare
 from vmkeep.operations.reap import reap
 from vmkeep.operations.run import Run, dead_runs, new_run_id
 from vmkeep.operations.state import state_folder
-from vmkeep.planning import State
+from vmkeep.planning import State, Verb
 
 if TYPE_CHECKING:
+    from vmkeep.operations.drilled import DrillResult
     from vmkeep.operations.report import RunReport
     from vmkeep.operations.request import Request
 
@@ -73,6 +75,8 @@ def finish(run: Run, report: RunReport) -> RunReport:
     Returns:
         The report, with the trouble there was, if any.
     """
+    if report.operation == "drill":
+        return _finish_drill(run, report)
     recorded = _record(run, report) if report.operation == "backup" else None
     troubles = [*run.troubles, *([recorded] if recorded else [])]
     # A restore that failed may be continued; a verification that failed has nothing more to read.
@@ -85,6 +89,34 @@ def finish(run: Run, report: RunReport) -> RunReport:
         for old in [*dead_runs(run.file.fleet.fleet)][_KEPT:]:
             kept_points.drop(old)
     return replace(report, trouble="; ".join(troubles) or None)
+
+
+def _finish_drill(run: Run, report: RunReport) -> RunReport:
+    """Write down what a drill proved. Nothing of it is continued: what stays is what could not be removed."""
+    result = measure(run.file.fleet, report, run.chosen)
+    recorded = None if run.cancelled.is_set() else _record_drill(run, report, result)
+    kept_points.let_go(run)
+    removals = [step.id for step in report.plan.steps.values() if step.verb is Verb.REMOVE]
+    if all(report.outcomes[name].state is State.SUCCEEDED for name in removals):
+        run.forget()
+    else:
+        run.close()
+    trouble = "; ".join([*run.troubles, *([recorded] if recorded else [])])
+    return replace(report, drill=result, trouble=trouble or None)
+
+
+def _record_drill(run: Run, report: RunReport, result: DrillResult) -> str | None:
+    record = {
+        "fleet": run.file.fleet.fleet,
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sentence": report.summary.sentence,
+        **result.record(),
+    }
+    try:
+        run.repository.put_drill(run.id, record)
+    except VmkeepError as error:
+        return f"the record of drill {run.id} was not written: {error}"
+    return None
 
 
 def _continued(run: Run) -> Run:

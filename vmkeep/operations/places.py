@@ -32,7 +32,8 @@ def chosen(file: FleetFile, request: Request) -> Request:
         VmkeepError: what the repository itself is lacking, when no copy can be used either.
     """
     names = [PRIMARY, *file.fleet.repository.copies]
-    if request.operation != "restore" or request.repository not in {None, BEST} or len(names) == 1:
+    chooses = request.operation in {"restore", "drill"} and request.repository in {None, BEST}
+    if not chooses or len(names) == 1:
         return request
     states: dict[str, tuple[str, ...]] = {}
     problems: list[VmkeepError] = []

@@ -10,6 +10,7 @@ from vmkeep.fleet.model import Kind
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.choose import choose_points
+from vmkeep.operations.drilled import drilled_vms, require_drillable
 from vmkeep.operations.prune import pruned_vms
 from vmkeep.operations.restore import require_free
 from vmkeep.operations.support import require_supported
@@ -19,6 +20,7 @@ from vmkeep.planning import (
     plan_backup,
     plan_configure,
     plan_copy,
+    plan_drill,
     plan_prune,
     plan_restore,
     plan_scrub,
@@ -52,7 +54,7 @@ def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
         case "backup":
             with repositories.open_repository(file) as repository:
                 return plan_backup(file.fleet, selection, facts(file, selection, repository)), {}
-        case "restore":
+        case "restore" | "drill":
             return _restore(file, request, selection)
         case "verify":
             return _verify(file, request, selection)
@@ -60,6 +62,9 @@ def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
 
 def selected(file: FleetFile, request: Request) -> Selection:
     """Return the components that *request* names."""
+    if request.operation == "drill":
+        vms = drilled_vms(file.fleet, request.targets)
+        return fleets.select(file.fleet, vms, with_dependencies=True)
     return fleets.select(
         file.fleet, request.targets, request.kinds,
         with_dependencies=request.operation == "restore" and request.dependencies,
@@ -124,6 +129,9 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
             }
         )
         known = facts(file, written, repository, whole=True)
+    if request.operation == "drill":
+        require_drillable(file.fleet, selection.vms, known)
+        return plan_drill(file.fleet, written, known), points
     for name in selection.vms:
         hypervisor = file.fleet.vms[name].hypervisor
         driver = open_hypervisor(hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent)

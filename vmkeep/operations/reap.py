@@ -1,4 +1,4 @@
-"""What dead runs left behind: frozen guests, snapshots, mounts, temporary files, VMs without their server."""
+"""What dead runs left behind: frozen guests, snapshots, mounts, files, VMs without their server, drills."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from vmkeep.disks import scratch
 from vmkeep.errors import VmkeepError
-from vmkeep.operations import freeze, serving
+from vmkeep.operations import freeze, kept_points, serving, steps
 from vmkeep.operations.run import Run, dead_runs
 from vmkeep.operations.state import state_folder
-from vmkeep.planning import Outcome
+from vmkeep.planning import Outcome, State, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,9 +52,25 @@ def _dead(fleet: str) -> Iterator[Run]:
             continue
         with dead:
             yield dead
+            if dead.plan.operation == "drill" and torn_down(dead):
+                kept_points.let_go(dead)
+                dead.forget()
+
+
+def torn_down(dead: Run) -> bool:
+    """Tell whether nothing of a drill is left."""
+    outcomes = dead.outcomes()
+    return all(
+        step.id in outcomes and outcomes[step.id].state is State.SUCCEEDED
+        for step in dead.plan.steps.values()
+        if step.verb is Verb.REMOVE
+    )
 
 
 def _undo(dead: Run) -> Iterator[str]:
+    if dead.plan.operation == "drill":
+        yield from _tear_down(dead)
+        return
     for group in dict.fromkeys([*dead.taken.groups(), *dead.taken.held()]):
         members = {vm for one in dead.taken.of_group(group) for vm in one.machines}
         if not {*members, *dead.taken.held().get(group, [])} <= {*dead.file.fleet.vms}:
@@ -68,3 +84,16 @@ def _undo(dead: Run) -> Iterator[str]:
             dead.remember(
                 f"snapshot {group}", Outcome.failed("its snapshot was dropped when another run began")
             )
+
+
+def _tear_down(dead: Run) -> Iterator[str]:
+    """Remove what a drill created, in the order of its plan; what was removed already does no harm."""
+    for step in dead.plan.order():
+        if step.verb is not Verb.REMOVE:
+            continue
+        try:
+            steps.perform(dead, step.id, lambda _: None)
+        except (VmkeepError, KeyError) as error:  # KeyError: the fleet file does not say any more where it is
+            yield f"'{step.id}' of drill {dead.id} could not be done: {error}"
+        else:
+            dead.remember(step.id, Outcome.succeeded())

@@ -11,6 +11,7 @@ from vmkeep.planning import State
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmkeep.operations.drilled import DrillResult
     from vmkeep.planning import Outcome, Plan, Summary
 
 
@@ -44,18 +45,24 @@ class RunReport:
     seconds: Mapping[str, float]
     """Wall time of each step that ran."""
     elapsed: float
+    after: Mapping[str, float] = field(default_factory=dict)
+    """Seconds from the begin of the run to the end of each step that ran."""
     errors: Mapping[str, BaseException] = field(default_factory=dict)
     trouble: str | None = None
     """Why the run's record could not be written, if so; the recovery points are not affected."""
+    drill: DrillResult | None = None
+    """What a drill found out."""
 
     @property
     def exit_code(self) -> int:
         """0 all succeeded; 4 stored data is damaged; 3 partial; otherwise what the first failure says."""
         if self.summary.complete:
-            return 0
+            return PartialError.exit_code if self.drill is not None and self.drill.missed else 0
         if any(isinstance(error, IntegrityError) for error in self.errors.values()):
             return IntegrityError.exit_code  # more urgent than what was done all the same
-        ended = {"seal", "health", "verify", "prune"} if self.operation != "configure" else {"configure"}
+        ended = {"configure": {"configure"}, "drill": set()}.get(
+            self.operation, {"seal", "health", "verify", "prune"}
+        )
         goals = [step for step in self.plan.steps if step.split(" ", 1)[0] in ended]
         if any(isinstance(error, PartialError) for error in self.errors.values()) or any(
             step in self.outcomes and self.outcomes[step].state is State.SUCCEEDED for step in goals

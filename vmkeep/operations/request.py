@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vmkeep.errors import InputError
 from vmkeep.repository.collect import DEAD_AFTER
 
-Operation = Literal["configure", "backup", "restore", "verify", "copy", "prune"]
+Operation = Literal["configure", "backup", "restore", "drill", "verify", "copy", "prune"]
 
 
 class Request(BaseModel):

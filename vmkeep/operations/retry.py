@@ -14,7 +14,7 @@ DELAYS_S: Final = (1.0, 5.0, 30.0)
 # repeat on their own below. A step that is not listed is tried once.
 _RETRIED: Final = frozenset(
     {Verb.CONFIGURE, Verb.SNAPSHOT, Verb.BACKUP, Verb.UPLOAD, Verb.RELEASE, Verb.SEAL, Verb.PLACE}
-    | {Verb.RESTORE, Verb.SERVE, Verb.STREAM, Verb.VERIFY, Verb.COPY, Verb.PRUNE}
+    | {Verb.RESTORE, Verb.SERVE, Verb.STREAM, Verb.VERIFY, Verb.COPY, Verb.PRUNE, Verb.ISOLATE, Verb.REMOVE}
 )
 
 

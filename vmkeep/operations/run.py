@@ -132,7 +132,10 @@ class Run:
 
     def hypervisor_of(self, vm: str) -> Hypervisor:
         """Return the driver of the hypervisor that runs *vm*."""
-        name = self.file.fleet.vms[vm].hypervisor
+        return self.hypervisor(self.file.fleet.vms[vm].hypervisor)
+
+    def hypervisor(self, name: str) -> Hypervisor:
+        """Return the driver of the hypervisor that is declared as *name*."""
         with self._mutex:
             if name not in self._hypervisors:
                 self._hypervisors[name] = open_hypervisor(
@@ -211,7 +214,14 @@ class Run:
 
     def target(self, vm: str) -> str:
         """Return the name under which *vm* is restored."""
+        if self.request.operation == "drill":
+            return f"{vm}-drill-{self.id}"
         return self.request.rename.get(vm, vm)
+
+    @property
+    def drill(self) -> str:
+        """How this run's isolated network is called if it is a drill; its VMs carry that as a mark."""
+        return f"vmkeep-drill-{self.id}"
 
     # What survives the process.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.operations import backup, configure, copy, instant, prune, restore, verify
+from vmkeep.operations import backup, configure, copy, drill, instant, prune, restore, verify
 from vmkeep.planning import Verb
 
 if TYPE_CHECKING:
@@ -35,9 +35,19 @@ _RESTORE: Final[dict[Verb, Body]] = {
     Verb.STREAM: instant.stream,
     Verb.RELEASE: restore.release,
 }
+_DRILL: Final[dict[Verb, Body]] = {
+    Verb.ISOLATE: drill.isolate,
+    Verb.PLACE: drill.place,
+    Verb.CONFIGURE: drill.create,
+    Verb.RESTORE: restore.write,
+    Verb.START: restore.start,
+    Verb.HEALTH: drill.health,
+    Verb.REMOVE: drill.remove,
+}
 _BODIES: Final[dict[str, dict[Verb, Body]]] = {
     "backup": _BACKUP,
     "restore": _RESTORE,
+    "drill": _DRILL,
     "configure": {Verb.CONFIGURE: configure.apply},
     "verify": {Verb.VERIFY: verify.verify_chosen},
     "copy": {Verb.COPY: copy.copy},

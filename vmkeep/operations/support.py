@@ -31,8 +31,6 @@ def notices(file: FleetFile) -> list[str]:
             "removes what it does not keep"
         )
     told += _locks(file)
-    if file.fleet.schedules.drill is not None:
-        told.append("schedules.drill: this version has no drill; no deployment is made for it")
     return told
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vmkeep.planning.backup import plan_backup
 from vmkeep.planning.costs import limits_of
+from vmkeep.planning.drill import plan_drill
 from vmkeep.planning.execution import Execution, Outcome, State, Summary
 from vmkeep.planning.facts import Facts, Rates
 from vmkeep.planning.plan import Plan
@@ -35,6 +36,7 @@ __all__ = [
     "plan_backup",
     "plan_configure",
     "plan_copy",
+    "plan_drill",
     "plan_prune",
     "plan_restore",
     "plan_scrub",

@@ -27,9 +27,12 @@ def still_done(
 
     - a snapshot after `release`: a `backup` that is still missing needs a new one, and then the group's
       other backups are repeated too, for they must show the same moment;
+    - all of a drill: what it restored is torn down in any case;
     - what was saved for a VM after a `seal` that missed something: the session is decided, and the rest
       goes into a new one. Where the run was killed before `seal`, only what is missing is repeated.
     """
+    if plan.operation == "drill":
+        return frozenset()
     done = {
         name for name, outcome in outcomes.items() if outcome.state is State.SUCCEEDED and name in plan.steps
     }

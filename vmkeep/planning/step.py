@@ -24,6 +24,8 @@ class Verb(StrEnum):
     VERIFY = "verify"
     COPY = "copy"
     PRUNE = "prune"
+    ISOLATE = "isolate"
+    REMOVE = "remove"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ VERB_COLOURS: Final = {
     Verb.VERIFY: ("#fef3c7", "#92400e"),
     Verb.COPY: ("#e0e7ff", "#3730a3"),
     Verb.PRUNE: ("#ffe4e6", "#9f1239"),
+    Verb.ISOLATE: ("#f1f5f9", "#475569"),
+    Verb.REMOVE: ("#fafafa", "#6b7280"),
     Verb.RELEASE: ("#fafafa", "#6b7280"),
 }
 """Ground and ink of each verb."""

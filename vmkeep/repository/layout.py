@@ -17,6 +17,7 @@ PACKS: Final = "packs/"
 INDEX: Final = "index/"
 POINTS: Final = "points/"
 RUNS: Final = "runs/"
+DRILLS: Final = "drills/"
 COLLECTIONS: Final = "gc/"
 FORGOTTEN: Final = "forgotten/"
 HOLDS: Final = "holds/"
@@ -112,6 +113,11 @@ def repacked(session: str) -> str:
 def run(run_id: str) -> str:
     """Return the key of a run's record."""
     return f"{RUNS}{check_name('run', run_id)}"
+
+
+def drill(run_id: str) -> str:
+    """Return the key of what a drill proved."""
+    return f"{DRILLS}{check_name('drill', run_id)}"
 
 
 def forgotten(session: str, part: int = 1) -> str:

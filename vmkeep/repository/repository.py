@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
-from vmkeep.repository import keyslot, layout, locks, pins, runs, slots
+from vmkeep.repository import drills, keyslot, layout, locks, pins, runs, slots
 from vmkeep.repository.access import Access
 from vmkeep.repository.begin import begin
 from vmkeep.repository.check import PackFault, QuickReport, check_packs, missing_packs
@@ -411,6 +411,21 @@ class Repository:
             IntegrityError: one is damaged.
         """
         return runs.read(self.store, self.keys)
+
+    def put_drill(self, run_id: str, record: Mapping[str, Any]) -> None:
+        """Keep what a drill proved; a second call with the same record does nothing.
+
+        Raises:
+            ConflictError: another record was kept under this id.
+        """
+        drills.put(self.store, self.keys, run_id, record)
+
+    def drills(self) -> dict[str, dict[str, Any]]:
+        """Return what drills proved, by the id of their runs, oldest first.
+
+        No restore needs them: one that is damaged, or not for us to read, is as if there had been no drill.
+        """
+        return drills.read(self.store, self.keys)
 
     def close(self) -> None:
         """Close the store."""

@@ -51,13 +51,13 @@ ROLES: Final = {
     # It must know what is stored already and what the last points hold, but never the data itself.
     # It cannot forget a point either: a tombstone is put by the collector.
     "writer": Rights(
-        read=(*_OPENING, *_DECISIONS, layout.RUNS, _PROBE),
+        read=(*_OPENING, *_DECISIONS, layout.RUNS, layout.DRILLS, _PROBE),
         put=(layout.OPEN, layout.PACKS, layout.INDEX, layout.POINTS, layout.RUNS, _PROBE),
     ),
     # It reads packs for the leaves of trees, puts VOID at the decisions of the dead, and tombstones. It puts
     # packs and an index where it rewrites those of which little is needed.
     COLLECTOR: Rights(
-        read=(*_OPENING, *_DECISIONS, layout.OPEN, layout.PACKS, layout.RUNS),
+        read=(*_OPENING, *_DECISIONS, layout.OPEN, layout.PACKS, layout.RUNS, layout.DRILLS),
         put=(
             layout.OPEN,
             layout.PACKS,
@@ -77,10 +77,11 @@ ROLES: Final = {
             layout.VERIFIED,
         ),
     ),
-    # While it reads it may say so, and what it read back. It cannot delete that again: whoever can, could
-    # also delete the record of a backup under way, and a collector would take its packs for nobody's.
+    # While it reads it may say so, and what it read back or a drill proved. It cannot delete that again:
+    # whoever can, could also delete the record of a backup under way, and a collector would take its packs
+    # for nobody's.
     "restorer": Rights(
-        read=(*_OPENING, *_DECISIONS, layout.PACKS, layout.RUNS, layout.VERIFIED),
-        put=(layout.OPEN, layout.VERIFIED),
+        read=(*_OPENING, *_DECISIONS, layout.PACKS, layout.RUNS, layout.DRILLS, layout.VERIFIED),
+        put=(layout.OPEN, layout.DRILLS, layout.VERIFIED),
     ),
 }

@@ -18,12 +18,20 @@ if TYPE_CHECKING:
 
 def put(store: Store, keys: Keys, run_id: str, record: Mapping[str, Any]) -> None:
     """See `Repository.put_run`."""
-    key = layout.run(run_id)
+    put_record(store, keys, layout.run(run_id), "run", record)
+
+
+def put_record(store: Store, keys: Keys, key: str, kind: str, record: Mapping[str, Any]) -> None:
+    """Keep a record; a second call with the same one does nothing.
+
+    Raises:
+        ConflictError: another was kept under this key.
+    """
     body = to_json(dict(record))
-    if store.put_if_absent(key, sealed.seal(keys, "run", key, body)):
+    if store.put_if_absent(key, sealed.seal(keys, kind, key, body)):
         return
-    if sealed.unseal(keys, "run", key, store.get(key)) != body:
-        raise ConflictError(f"run {run_id} has another record in {store.url} already")
+    if sealed.unseal(keys, kind, key, store.get(key)) != body:
+        raise ConflictError(f"there is another record {key} in {store.url} already")
 
 
 def read(store: Store, keys: Keys) -> dict[str, dict[str, Any]]:

@@ -190,6 +190,95 @@ class HypervisorContract(ABC):
 
         hypervisor.release(snapshot)
 
+    def drilled(self, hypervisor: Hypervisor, drill: str = "vmkeep-drill-1") -> None:
+        """Make a VM of a drill, `db1-drill-1`, of `db1`; with a disk."""
+        definition = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+        hypervisor.isolate(drill)
+        hypervisor.create("db1-drill-1", definition, overwrite=False, drill=drill)
+        with hypervisor.create_disk("db1-drill-1", "root", size=DISK, format="raw") as target:
+            target.write(0, b"drill")
+            target.flush()
+        hypervisor.commit_disks("db1-drill-1", ["root"])
+
+    def test_a_vm_of_a_drill_goes_with_its_disks_and_the_original_stays(self) -> None:
+        hypervisor = self.configured(networks=["lan"])
+        self.write(hypervisor, "db1", b"old")
+        self.drilled(hypervisor)
+        images = hypervisor.images("db1-drill-1")
+
+        hypervisor.remove("db1-drill-1", drill="vmkeep-drill-1")
+        hypervisor.end_isolation("vmkeep-drill-1")
+        assert not hypervisor.exists("db1-drill-1")
+        assert not any(image.path.exists() for image in images)
+        assert self.first_bytes(hypervisor) == b"old"
+
+    def test_a_vm_of_a_drill_has_a_new_identity_and_lies_in_the_drills_network_alone(self) -> None:
+        hypervisor = self.configured(networks=["lan", "dmz"])
+        definition = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+        self.drilled(hypervisor)
+
+        copy = hypervisor.snapshot("g", {"db1-drill-1": declare()}).machines["db1-drill-1"].definition
+        assert set(_addresses(copy)).isdisjoint(_addresses(definition))
+        assert len(_addresses(copy)) == 2
+        assert not re.search("""["'](lan|dmz)["']""", copy)
+
+    def test_removing_again_and_of_what_never_was_is_fine(self) -> None:
+        hypervisor = self.configured()
+        self.drilled(hypervisor)
+        for _ in range(2):
+            hypervisor.remove("db1-drill-1", drill="vmkeep-drill-1")
+            hypervisor.end_isolation("vmkeep-drill-1")
+
+        hypervisor.remove("db9", drill="vmkeep-drill-1")
+        self.drilled(hypervisor)
+
+    def test_a_vm_that_no_drill_made_is_never_removed(self) -> None:
+        hypervisor = self.configured()
+        self.write(hypervisor, "db1", b"old")
+        self.drilled(hypervisor)
+
+        with pytest.raises(InputError, match="db1 is not removed: it was not made for a drill"):
+            hypervisor.remove("db1", drill="vmkeep-drill-1")
+        assert self.first_bytes(hypervisor) == b"old"
+
+    def test_a_vm_of_another_drill_is_not_removed(self) -> None:
+        hypervisor = self.configured()
+        self.drilled(hypervisor)
+
+        with pytest.raises(InputError, match="vmkeep-drill-1"):
+            hypervisor.remove("db1-drill-1", drill="vmkeep-drill-2")
+        assert hypervisor.exists("db1-drill-1")
+
+    def test_a_copy_that_a_person_asked_for_is_not_removed(self) -> None:
+        hypervisor = self.configured()
+        definition = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+        hypervisor.create("db1-drill-1", definition, overwrite=False)
+
+        with pytest.raises(InputError, match="not made for a drill"):
+            hypervisor.remove("db1-drill-1", drill="vmkeep-drill-1")
+        assert hypervisor.exists("db1-drill-1")
+
+    def test_a_drill_never_makes_a_vm_under_its_own_name_or_over_another(self) -> None:
+        hypervisor = self.configured()
+        hypervisor.configure("db2", declare(), apply=True)
+        hypervisor.isolate("vmkeep-drill-1")
+        definition = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+
+        for name in ("db1", "db2"):
+            with pytest.raises(InputError, match=name):
+                hypervisor.create(name, definition, overwrite=True, drill="vmkeep-drill-1")
+        hypervisor.end_isolation("vmkeep-drill-1")
+
+    def test_what_is_restored_from_a_vm_of_a_drill_is_none(self) -> None:
+        hypervisor = self.configured()
+        self.drilled(hypervisor)
+        captured = hypervisor.snapshot("g", {"db1-drill-1": declare()}).machines["db1-drill-1"].definition
+        hypervisor.remove("db1-drill-1", drill="vmkeep-drill-1")
+        hypervisor.create("db1-drill-1", captured, overwrite=False)
+
+        with pytest.raises(InputError, match="not made for a drill"):
+            hypervisor.remove("db1-drill-1", drill="vmkeep-drill-1")
+
     def first_bytes(self, hypervisor: Hypervisor) -> bytes:
         machine = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"]
         with hypervisor.open_disk(machine, "root") as source:

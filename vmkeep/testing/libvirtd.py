@@ -121,7 +121,11 @@ class Libvirtd:
                 pool.destroy()
             pool.undefine()
         for network in host.listAllNetworks():
-            network.undefine()
+            kept = network.isPersistent()
+            with contextlib.suppress(libvirt.libvirtError):
+                network.destroy()
+            if kept:
+                network.undefine()
         shutil.rmtree(self.pools, ignore_errors=True)
 
 
@@ -141,8 +145,10 @@ def libvirtd(folder: Path) -> Iterator[Libvirtd]:
     server = Libvirtd(folder, uri, _start(folder))
     try:
         _wait(server)
-        yield server
-        server.clear()
+        try:
+            yield server
+        finally:
+            server.clear()
     finally:
         scratch.end(server.process)
         _end_guests(folder)

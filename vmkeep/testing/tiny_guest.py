@@ -3,9 +3,10 @@
 It boots in some seconds, also without KVM. Inside:
 
     /mnt/vda, vdb, ...   each virtio disk that holds ext4 (or whose first partition does); /data is the first
-    /data/boot           run at the end of the boot, if it is there and executable
+    /data/boot           run at the end of the boot, if it is there and executable; or /data/start, on a
+                         disk that boots by itself, where /boot is a folder
     /data/www            served on port 80, if it is there
-    eth0                 by DHCP, if there is an adapter
+    eth0                 by DHCP, if there is an adapter; with the name server that is told
     port 22              an SSH server, if the boot files were built with a key
 """
 
@@ -55,7 +56,7 @@ if [ -e /sys/class/net/eth0 ]; then
 fi
 if [ -d /etc/ssh ]; then mkdir -p /run/sshd; /sbin/sshd -E /run/sshd.log; fi
 [ -d /data/www ] && httpd -h /data/www
-[ -x /data/boot ] && /data/boot &
+for start in /data/boot /data/start; do [ -f $start ] && [ -x $start ] && $start & done
 channel=/dev/virtio-ports/org.qemu.guest_agent.0
 tries=0
 while [ ! -e $channel ] && [ $tries -lt 100 ]; do
@@ -74,6 +75,7 @@ done
 _ON_ADDRESS: Final = """#!/bin/sh
 [ "$1" = bound ] || exit 0
 ip addr flush dev "$interface"; ip addr add "$ip/${mask:-24}" dev "$interface"
+[ -n "$dns" ] && printf 'nameserver %s\n' $dns >/etc/resolv.conf
 [ -n "$router" ] && ip route add default via "$router"
 exit 0
 """

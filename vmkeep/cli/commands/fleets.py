@@ -18,6 +18,7 @@ class Operation(StrEnum):
     CONFIGURE = "configure"
     BACKUP = "backup"
     RESTORE = "restore"
+    DRILL = "drill"
     VERIFY = "verify"
     COPY = "copy"
 

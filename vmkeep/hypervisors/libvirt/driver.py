@@ -18,6 +18,7 @@ from vmkeep.hypervisors.libvirt.agent import LibvirtAgent
 from vmkeep.hypervisors.libvirt.capture import Capture, path_of
 from vmkeep.hypervisors.libvirt.configure import Configure
 from vmkeep.hypervisors.libvirt.connection import shared, translated
+from vmkeep.hypervisors.libvirt.drill import Drill
 from vmkeep.hypervisors.libvirt.machine import parse, read
 from vmkeep.hypervisors.libvirt.restore import Restore
 from vmkeep.hypervisors.libvirt.streams import LibvirtStreams
@@ -35,7 +36,7 @@ _POLL_S: Final = 0.2
 
 
 class LibvirtHypervisor:
-    """The VMs of one libvirt daemon. A disk goes only when another takes its place."""
+    """The VMs of one libvirt daemon. A disk goes only when another takes its place, or with a drill's VM."""
 
     driver: Final = "libvirt"
     can_start: Final = True
@@ -55,6 +56,7 @@ class LibvirtHypervisor:
         self._configure = Configure(self._connection)
         self._restore = Restore(self._connection)
         self.streams = LibvirtStreams(self._connection, self._restore, sockets=sockets)
+        self._drills = Drill(self._connection)
 
     def unsupported(self, name: str, vm: VM) -> Sequence[str]:
         """Return one sentence for each declared thing that libvirt does not do."""
@@ -137,9 +139,11 @@ class LibvirtHypervisor:
         for machine in snapshot.machines.values():
             self._capture.release(machine)
 
-    def create(self, name: str, definition: str, *, overwrite: bool) -> Sequence[Change]:
+    def create(
+        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+    ) -> Sequence[Change]:
         """Define the domain, for a restore; disks that are there stay as they are."""
-        return self._restore.create(name, definition, overwrite=overwrite)
+        return self._restore.create(name, definition, overwrite=overwrite, drill=drill)
 
     def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
         """Make a new image beside the present one of that name, which it replaces in `commit_disks`."""
@@ -152,6 +156,18 @@ class LibvirtHypervisor:
     def discard_disks(self, name: str, disks: Sequence[str]) -> None:
         """Remove new images that were not put in place."""
         self._restore.discard_disks(name, disks)
+
+    def isolate(self, drill: str) -> None:
+        """Make the isolated network of a drill, with DHCP and DNS of its own."""
+        self._drills.isolate(drill)
+
+    def remove(self, name: str, *, drill: str) -> None:
+        """Remove a domain of a drill with its disks, running or not."""
+        self._drills.remove(name, drill)
+
+    def end_isolation(self, drill: str) -> None:
+        """Remove the isolated network of a drill."""
+        self._drills.end_isolation(drill)
 
     def images(self, name: str) -> Sequence[Image]:
         """Return the files of the VM's disks, in order."""

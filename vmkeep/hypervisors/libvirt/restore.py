@@ -13,7 +13,9 @@ import libvirt
 
 from vmkeep.disks import images, journal, locking, qemu_img
 from vmkeep.errors import AccessError, InputError, NotFoundError, SourceChangedError, SourceError
+from vmkeep.hypervisors.drilled import require_copy, require_mark
 from vmkeep.hypervisors.libvirt import adapt, belongings, build, checkpoints, guard, pools, restoring
+from vmkeep.hypervisors.libvirt import drill as drills
 from vmkeep.hypervisors.libvirt.connection import translated
 from vmkeep.hypervisors.libvirt.machine import disk_elements, parse, read, target_of, to_text
 
@@ -34,9 +36,12 @@ class Restore:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._drills = drills.Drill(connection)
         self._lock = threading.RLock()
 
-    def create(self, name: str, definition: str, *, overwrite: bool) -> list[Change]:
+    def create(
+        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+    ) -> list[Change]:
         """Define a domain as it was captured; return what had to be adapted."""
         if not definition.lstrip().startswith("<"):
             raise InputError(
@@ -48,12 +53,18 @@ class Restore:
         restoring.forget_restoring(root, [*restoring.restoring(root)])
         restoring.note_replaced(root, [])
         restoring.forget_streaming(root)
+        drills.unmark(root)
         kept = belongings.take(root)
         captured = read(root)
         nvram = belongings.nvram_of(root)
         adapt.keep_names(root, captured)
         with self._lock:
             domain = self._connection.find_domain(name)
+            if drill is not None:
+                require_copy(name, captured.name)
+                if domain is not None:
+                    require_mark(name, drills.drill_of(self._xml(domain)), drill)
+                    return []
             if domain is not None and not overwrite:
                 raise InputError(
                     f"VM {name} exists already at {self._connection.uri}: say overwrite, "
@@ -69,6 +80,8 @@ class Restore:
             else:
                 changes += self._identity(root)
                 changes += adapt.place_disks(root, self._paths(name, captured, None))
+            if drill is not None:  # first: none of the networks that it was on is of any concern now
+                changes += self._drills.attach(root, captured.name, drill)
             changes += belongings.prepare(self._connection, root, kept)
             changes += belongings.put(self._connection, root, kept, nvram)
             self._define(root)

@@ -1,0 +1,163 @@
+"""Drills on a real libvirt: two guests boot alone in a network of their own, find each other, and go."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import libvirt
+import pytest
+
+from vmkeep.operations import direct, repositories, steps
+from vmkeep.operations.proofs import proven_by_drills
+from vmkeep.operations.request import Request
+from vmkeep.testing import tiny_guest
+from vmkeep.testing.boot_disk import build_boot_disk
+from vmkeep.testing.rack import Rack
+from vmkeep.units import MiB
+
+pytestmark = pytest.mark.integration
+
+# app1 asks db1 by the name that the drill's network gives it, and by the address that db1 gives itself.
+VMS = """
+vms:
+  db1:
+    memory: 256MiB
+    networks: [user]
+    disks: [{name: root, size: 96MiB}]
+    guest: {agent: true}
+    health: [{agent: true, timeout: 180s}, {tcp: 5432, timeout: 90s}, {ping: true}]
+  app1:
+    depends_on: [db1]
+    memory: 256MiB
+    networks: [user]
+    disks: [{name: root, size: 96MiB}]
+    guest: {agent: true}
+    health:
+      - {exec: "nc -w 3 db1 5432 </dev/null | grep orders", timeout: 180s}
+      - {exec: "nc -w 3 10.77.0.1 5432 </dev/null | grep orders", timeout: 60s}
+      - {http: "http://app1/hello", timeout: 60s}
+objectives: {shop: {vms: [app1], rto: 15m}}
+"""
+START = """#!/bin/sh
+until ip -4 addr show dev eth0 | grep -q "inet 198.1[89]"; do usleep 100000; done
+ip addr add 10.77.0.%d/24 dev eth0
+while :; do echo orders | nc -l -p 5432; done
+"""
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "state"))
+    monkeypatch.setattr("vmkeep.operations.direct.DELAYS_S", (0.01, 0.01, 0.01))
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory):
+    """The boot disks of both guests."""
+    folder = tmp_path_factory.mktemp("boot")
+    files = tiny_guest.build(folder)
+    made = {}
+    for number, vm in enumerate(("db1", "app1"), 1):
+        tree = folder / vm
+        (tree / "www").mkdir(parents=True)
+        (tree / "www" / "hello").write_text("from app1\n")
+        (tree / "start").write_text(START % number)
+        (tree / "start").chmod(0o755)
+        made[vm] = folder / f"{vm}.raw"
+        build_boot_disk(made[vm], tree, files, size=96 * MiB)
+    made["nothing"] = folder / "nothing.raw"
+    with made["nothing"].open("xb") as file:
+        file.truncate(96 * MiB)
+    return made
+
+
+@pytest.fixture
+def rack(libvirtd, tmp_path, disks):
+    """Both VMs, saved; the originals are powered on, and do nothing."""
+    rack = Rack(tmp_path, libvirtd, VMS)
+    for vm in ("db1", "app1"):
+        rack.fill(vm, "root", disks[vm])
+    assert rack.run("backup").exit_code == 0
+    for vm in ("db1", "app1"):
+        rack.pause(vm)
+    return rack
+
+
+def world(rack):
+    """Return all that a drill must leave as it was."""
+    host = rack.daemon.connection
+    return (
+        sorted(
+            (one.name(), one.ID(), one.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+            for one in host.listAllDomains()
+        ),
+        sorted(one.name() for one in host.listAllNetworks()),
+        sorted(path.name for path in (rack.daemon.pools / "default").iterdir()),
+        [rack.digest(vm, "root") for vm in ("db1", "app1")],
+    )
+
+
+def test_a_service_comes_back_alone_is_proven_and_goes(rack):
+    before = world(rack)
+
+    report = rack.run("drill", targets=["shop"])
+    assert report.exit_code == 0, report.outcomes
+    assert world(rack) == before
+    db1, app1 = report.drill.vms
+    (shop,) = report.drill.services
+    assert 0 < db1.seconds < app1.seconds == shop.seconds < report.elapsed
+    assert db1.skipped_gates == ("not applicable: ping: the network of a drill is isolated from this host",)
+    assert any("http://app1/hello answers at 198.1" in line for line in report.steps["health app1"].details)
+    with repositories.open_repository(rack.file) as repository:
+        proven = proven_by_drills(repository)
+    assert {rack.points(vm)[-1].session: True for vm in ("db1", "app1")} == {
+        session: proof.booted for session, proof in proven.items()
+    }
+
+
+def test_a_vm_that_does_not_boot_fails_the_drill_and_all_is_torn_down(rack, disks):
+    rack.domain("app1").destroy()
+    rack.fill("app1", "root", disks["nothing"])
+    assert rack.run("backup").exit_code == 0
+    rack.pause("app1")
+    rack.declare(VMS.replace('grep orders", timeout: 180s', 'grep orders", timeout: 5s'))
+    before = world(rack)
+
+    report = rack.run("drill")
+    assert report.exit_code == 1
+    assert report.drill.verdict == "failed"
+    assert {one.vm: one.passed for one in report.drill.vms} == {"db1": True, "app1": False}
+    assert world(rack) == before
+
+
+def test_what_a_killed_drill_left_is_cleared_away_by_the_next_run_of_anything(rack):
+    before = world(rack)
+    # Not a fork: libvirt's connection and its thread cannot be taken along.
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "from tests.integration import test_drill_libvirt as t; t.killed(sys.argv[2])"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code, root, str(rack.path)], check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    left = world(rack)
+    assert [len(now) - len(then) for now, then in zip(left[:3], before[:3], strict=True)] == [2, 1, 2]
+
+    assert rack.run("verify").exit_code == 0
+    assert world(rack) == before
+
+
+def killed(path):
+    """Drill, and die when db1 runs: called in a process of its own."""
+    request = Request(operation="drill", fleet=Path(path))
+    real = steps.perform
+
+    def perform(run, name, progress):
+        if name == "health db1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(run, name, progress)
+
+    direct.perform = perform
+    direct.run_direct(request)

@@ -1,0 +1,196 @@
+"""What a drill is about, and what it found out: who came back, and how long it took. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from vmkeep import fleet as fleets
+from vmkeep.errors import UnsupportedError
+from vmkeep.planning import State
+from vmkeep.units import format_duration
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from vmkeep.fleet import Fleet
+    from vmkeep.operations.report import RunReport
+    from vmkeep.planning import Facts
+
+NOT_APPLICABLE: Final = "not applicable"
+"""How what is told of a gate begins that a drill cannot try."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrilledVM:
+    """What became of one VM."""
+
+    vm: str
+    session: str
+    """Its recovery point."""
+    passed: bool
+    booted: bool
+    """Whether it was started; one that cannot be is checked as it lies."""
+    seconds: float | None
+    """From the begin of the drill until it passed its gates."""
+    reason: str = ""
+    """Why it did not."""
+    skipped_gates: tuple[str, ...] = ()
+    """The gates that a drill cannot try, with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrilledService:
+    """What became of one service: its VMs and all that they depend on."""
+
+    name: str
+    vms: tuple[str, ...]
+    seconds: float | None
+    """From the begin of the drill until all of them had passed their gates; `None`: one did not."""
+    rto: float | None
+    """Seconds that its recovery may take."""
+
+    @property
+    def verdict(self) -> str:
+        """`met`, `missed`, `failed`, or `passed` where no objective is declared."""
+        if self.seconds is None:
+            return "failed"
+        if self.rto is None:
+            return "passed"
+        return "met" if self.seconds <= self.rto else "missed"
+
+
+@dataclass(frozen=True, slots=True)
+class DrillResult:
+    """What a drill found out."""
+
+    vms: tuple[DrilledVM, ...]
+    services: tuple[DrilledService, ...]
+
+    @property
+    def missed(self) -> tuple[str, ...]:
+        """The services that came back, and too late."""
+        return tuple(one.name for one in self.services if one.verdict == "missed")
+
+    @property
+    def verdict(self) -> str:
+        """`passed`, `missed objective`, or `failed`."""
+        if not all(one.passed for one in self.vms):
+            return "failed"
+        return "missed objective" if self.missed else "passed"
+
+    @property
+    def sentence(self) -> str:
+        """What people and automations are told, such as `shop took 2m, may take 1m`."""
+        late = [one for one in self.services if one.verdict == "missed"]
+        told = [
+            f"{one.name} took {format_duration(one.seconds or 0)}, may take {format_duration(one.rto or 0)}"
+            for one in late
+        ]
+        lost = [one.vm for one in self.vms if not one.passed]
+        told += [f"not proven: {', '.join(lost)}"] if lost else []
+        return "; ".join([self.verdict, *told])
+
+    def record(self) -> dict[str, Any]:
+        """Return it as the repository keeps it; times in seconds."""
+        return {
+            "verdict": self.verdict,
+            "vms": {one.vm: {key: _plain(value) for key, value in asdict(one).items() if key != "vm"}
+                    for one in self.vms},
+            "services": {
+                one.name: {
+                    "vms": list(one.vms), "seconds": one.seconds, "rto": one.rto, "verdict": one.verdict,
+                }
+                for one in self.services
+            },
+        }  # fmt: skip
+
+
+def drilled_vms(fleet: Fleet, targets: Sequence[str]) -> list[str]:
+    """Return the targets of a drill as VMs: a service stands for those that give it.
+
+    Without any: all services, or where none is declared the whole fleet.
+
+    Raises:
+        UnsupportedError: a target names a component; a drill is of whole VMs.
+    """
+    if parts := [target for target in targets if "/" in target]:
+        raise UnsupportedError(f"a drill is of whole VMs: write {parts[0].split('/')[0]}, not {parts[0]}")
+    chosen: list[str] = []
+    for target in targets or fleet.objectives or fleet.vms:
+        objective = fleet.objectives.get(target)
+        chosen += [target] if objective is None else objective.vms
+    return [*dict.fromkeys(chosen)]
+
+
+def require_drillable(fleet: Fleet, vms: Iterable[str], facts: Facts) -> None:
+    """Refuse VMs of which a drill could not tell whether they came back.
+
+    Raises:
+        UnsupportedError: names all of them.
+    """
+    mute = [
+        name
+        for name in vms
+        if fleet.vms[name].hypervisor not in facts.powered_off
+        and not ((guest := fleet.vms[name].guest) and guest.agent)
+    ]
+    if mute:
+        raise UnsupportedError(
+            f"VM {', '.join(mute)}: in a drill's isolated network only the guest agent leads into a VM: "
+            "declare guest: {agent: true}, or drill services that do not need it"
+        )
+
+
+def measure(fleet: Fleet, report: RunReport, points: Mapping[str, str]) -> DrillResult:
+    """Return what the walk of a drill shows.
+
+    Args:
+        points: the sessions of the recovery points that were restored, by VM.
+    """
+    drilled = [name for name in fleet.vms if f"health {name}" in report.plan.steps]
+    vms = tuple(_of_vm(report, name, points[name]) for name in drilled)
+    proven = {one.vm: one.seconds for one in vms}
+    services = []
+    for name, objective in fleet.objectives.items():
+        closure = tuple(vm for vm in fleet.vms if vm in fleets.dependencies(fleet, objective.vms))
+        if set(closure) <= set(proven):
+            times = [proven[vm] for vm in closure]
+            known = [seconds for seconds in times if seconds is not None]
+            services.append(
+                DrilledService(name, closure, max(known) if len(known) == len(times) else None, objective.rto)
+            )
+    return DrillResult(vms, tuple(services))
+
+
+def _of_vm(report: RunReport, vm: str, session: str) -> DrilledVM:
+    name = f"health {vm}"
+    outcome = report.outcomes.get(name)
+    passed = outcome is not None and outcome.state is State.SUCCEEDED
+    done = report.steps.get(name)
+    return DrilledVM(
+        vm, session, passed,
+        booted=f"start {vm}" in report.plan.steps,
+        seconds=report.after.get(name) if passed else None,
+        reason="" if passed else _reason(report, vm),
+        skipped_gates=tuple(
+            line.rpartition(" (after ")[0]
+            for line in (done.details if done else ())
+            if line.startswith(NOT_APPLICABLE)
+        ),
+    )  # fmt: skip
+
+
+def _reason(report: RunReport, vm: str) -> str:
+    """Return why a VM did not pass: the failure of one of its own steps, or else what skipped it."""
+    mine = [
+        one
+        for name, one in report.outcomes.items()
+        if vm in report.plan.steps[name].vms and one.state is not State.SUCCEEDED
+    ]
+    failed = [one for one in mine if one.state is State.FAILED]
+    return next((one.reason for one in [*failed, *mine]), "the drill ended before")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
