@@ -66,7 +66,9 @@ def ended(flow_run, limit_s=120, *, run_count=1):
 
 
 def test_every_operation_has_a_deployment_with_its_schedule(deployed):
-    assert set(deployed) == {"site-backup", "site-configure", "site-restore", "site-verify", "site-prune"}
+    assert set(deployed) == {
+        f"site-{one}" for one in ("backup", "configure", "restore", "drill", "verify", "prune")
+    }
     assert deployed["site-backup"].schedule == "0 1 * * * Europe/Berlin"
 
 

@@ -311,3 +311,83 @@ def test_a_form_with_a_duration_that_is_none_is_refused(site, text):
 
     with pytest.raises(InputError, match="dead_after"):
         forms.request("prune", {"fleet": str(site.path), "dead_after": text})
+
+
+def drill_events(report):
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+    with get_client(sync_client=True) as client:
+        for _ in range(100):  # events are written a little later
+            found = client.request(
+                "POST",
+                "/events/filter",
+                json={"filter": {"event": {"prefix": ["vmkeep.drill."]}}, "limit": 50},
+            ).json()["events"]
+            mine = [one["event"] for one in found if one["payload"]["run"] == report.run]
+            if mine:
+                return mine
+            time.sleep(0.1)
+    raise AssertionError(report.run)
+
+
+def with_service(site, rto):
+    site.path.write_text(site.path.read_text() + f"objectives: {{shop: {{vms: [app1], rto: {rto}}}}}\n")
+    site.run("backup")
+
+
+def test_a_service_is_drilled_by_a_flow_which_tells_what_was_proven(site):
+    from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+    with_service(site, "1h")
+    report = run(site, "drill", targets=["shop"])
+
+    assert report.exit_code == 0
+    assert drill_events(report) == ["vmkeep.drill.passed"]
+    with get_client(sync_client=True) as client:
+        artifact = client.request("GET", "/artifacts/{key}/latest", path_params={"key": "site-drill"}).json()
+    assert "| shop | " in artifact["data"]
+    assert " | 1h 00m | met |" in artifact["data"]
+
+
+def test_a_drill_that_took_too_long_is_a_failed_flow_run_with_a_name_of_its_own(site):
+    with_service(site, "1ms")
+    state = flow_state(site, "drill")
+
+    assert state.is_failed()
+    assert state.name == "MissedObjective"
+    assert "shop took" in state.message
+    assert not list((site.folder / "images").glob("*drill*"))
+
+
+def test_a_drill_that_failed_is_told_to_automations(site, monkeypatch):
+    with_service(site, "1h")
+    monkeypatch.setitem(steps._DRILL, Verb.HEALTH, failing_with(SourceChangedError("no boot device")))
+    report = run(site, "drill")
+
+    assert report.exit_code == 1
+    assert drill_events(report) == ["vmkeep.drill.failed"]
+
+
+def failing_with(error):
+    def body(_run, _step, _progress):
+        raise error
+
+    return body
+
+
+def test_the_run_form_of_a_drill_offers_services_and_vms(site):
+    from flows import forms  # noqa: PLC0415
+
+    with_service(site, "1h")
+    form = forms.signature(site.file, "drill").parameters
+
+    assert [*form] == ["targets", "at", "points", "fleet"]
+    assert form["targets"].annotation.__args__[0].__args__ == ("shop", "db1", "app1")
+
+
+def test_the_deployed_drill_takes_what_its_form_offers(site):
+    from flows.drill import drill  # noqa: PLC0415
+
+    with_service(site, "1h")
+
+    assert drill(str(site.path), targets=["db1"], return_state=True).is_completed()

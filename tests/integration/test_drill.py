@@ -134,7 +134,7 @@ def test_the_command_shows_times_and_points_tell_what_was_proven(saved, capfd):
     assert point["proven"]["booted"] is False
     assert point["proven"]["seconds"] > 0
     assert main(["points", "-f", str(saved.path)]) == 0
-    assert "proven: checked" in capfd.readouterr().out
+    assert "proven: restored" in capfd.readouterr().out
 
 
 def test_a_missed_objective_is_told_and_has_an_exit_code_of_its_own(saved, capfd):

@@ -132,5 +132,5 @@ def _components(point: Point, held: list[str], proof: Proof | None) -> Text:
     if held:
         text.append(f"\nheld as {', '.join(held)}", "yellow")
     if proof is not None:
-        text.append(f"\nproven: {'booted' if proof.booted else 'checked'} {local_time(proof.when)}", "green")
+        text.append(f"\nproven: {proof.how} {local_time(proof.when)}", "green")
     return text

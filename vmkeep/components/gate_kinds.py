@@ -64,7 +64,8 @@ def _inside(subject: Subject, check: HealthCheck, timeout_s: float) -> str:
         return inside.listens(subject, check.tcp, timeout_s=timeout_s)
     if check.http is not None:
         return inside.fetches(subject, check.http, timeout_s=timeout_s)
-    return "not applicable: ping: the network of a drill is isolated from this host"
+    subject.guest().ping(timeout_s=timeout_s)
+    return "not applicable: ping: its network is isolated from this host; its inside answers"
 
 
 def _first(subject: Subject, ask: Callable[[str, float], object], timeout_s: float) -> str:

@@ -33,6 +33,8 @@ class DrilledVM:
     """Whether it was started; one that cannot be is checked as it lies."""
     seconds: float | None
     """From the begin of the drill until it passed its gates."""
+    checks: int = 0
+    """How much of it was found to be right: gates, or what was looked at in images; 0: nothing can be."""
     reason: str = ""
     """Why it did not."""
     skipped_gates: tuple[str, ...] = ()
@@ -172,6 +174,7 @@ def _of_vm(report: RunReport, vm: str, session: str) -> DrilledVM:
         vm, session, passed,
         booted=f"start {vm}" in report.plan.steps,
         seconds=report.after.get(name) if passed else None,
+        checks=len(done.details) if done else 0,
         reason="" if passed else _reason(report, vm),
         skipped_gates=tuple(
             line.rpartition(" (after ")[0]

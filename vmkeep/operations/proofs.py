@@ -20,8 +20,17 @@ class Proof:
     """UTC, ISO 8601."""
     booted: bool
     """Whether it was started and passed its gates; otherwise its images were checked as they lie."""
+    checks: int
+    """How much was found to be right: gates, or what was looked at in images."""
     seconds: float
     """From the begin of that drill until it was healthy."""
+
+    @property
+    def how(self) -> str:
+        """`booted`, `checked` as it lies, or `restored` where nothing can be checked."""
+        if self.booted:
+            return "booted"
+        return "checked" if self.checks else "restored"
 
 
 def proven_by_drills(repository: Repository) -> dict[str, Proof]:
@@ -35,7 +44,9 @@ def proven_by_drills(repository: Repository) -> dict[str, Proof]:
         try:
             for one in record["vms"].values():
                 if one["passed"]:
-                    proven[one["session"]] = Proof(drill, record["ended"], one["booted"], one["seconds"])
+                    proven[one["session"]] = Proof(
+                        drill, record["ended"], one["booted"], one["checks"], one["seconds"]
+                    )
         except KeyError as error:
             raise IntegrityError(f"the record of drill {drill} is malformed: it has no {error}") from error
     return proven

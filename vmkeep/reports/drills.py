@@ -53,8 +53,8 @@ def _after(vm: DrilledVM) -> str:
 def _result(vm: DrilledVM) -> str:
     if not vm.passed:
         return f"failed: {vm.reason}"
-    how = "booted from" if vm.booted else "checked, as"
-    return f"{how} {vm.session}" + "".join(f"; {gate}" for gate in vm.skipped_gates)
+    how = f"booted from {vm.session}" if vm.booted else f"{vm.session} restored, {vm.checks} check(s) passed"
+    return how + "".join(f"; {gate}" for gate in vm.skipped_gates)
 
 
 def _skipped(vms: Iterable[DrilledVM]) -> list[str]:
