@@ -16,8 +16,8 @@ from vmkeep.units import format_duration, format_size
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmkeep.operations.drilled import DrillResult
     from vmkeep.operations.report import RunReport
+    from vmkeep.planning.drilled import DrillResult
 
 
 def print_report(report: RunReport) -> None:

@@ -18,9 +18,9 @@ from vmkeep.operations.state import state_folder
 from vmkeep.planning import State, Verb
 
 if TYPE_CHECKING:
-    from vmkeep.operations.drilled import DrillResult
     from vmkeep.operations.report import RunReport
     from vmkeep.operations.request import Request
+    from vmkeep.planning.drilled import DrillResult
 
 _KEPT: Final = 10
 """How many failed runs are kept for `--resume`."""

@@ -11,8 +11,8 @@ from vmkeep.planning import State
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmkeep.operations.drilled import DrillResult
     from vmkeep.planning import Outcome, Plan, Summary
+    from vmkeep.planning.drilled import DrillResult
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from vmkeep.units import format_duration
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmkeep.operations.drilled import DrilledVM, DrillResult
+    from vmkeep.planning.drilled import DrilledVM, DrillResult
 
 
 @dataclass(frozen=True, slots=True)
