@@ -131,10 +131,12 @@ def _plan(file: FleetFile, request: Request, selection: Selection, facts: Facts)
             return plan_configure(file.fleet, selection, facts)
         case "backup":
             return plan_backup(file.fleet, selection, facts)
-        case "restore":
-            return plan_restore(file.fleet, selection, facts, instant=request.instant)
-        case "drill":
-            return plan_drill(file.fleet, selection, facts)
+        case "restore" | "drill":
+            if request.operation == "drill":
+                planned = plan_drill(file.fleet, selection, facts)
+            else:
+                planned = plan_restore(file.fleet, selection, facts, instant=request.instant)
+            return planned
         case "verify":
             return plan_verify(file.fleet, selection, facts, share=request.share)
         case "copy":
