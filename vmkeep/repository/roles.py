@@ -14,8 +14,8 @@ from vmkeep.repository import layout
 
 _PROBE: Final = "probe/"
 COLLECTOR: Final = "collector"
-UNLOCKED: Final = (layout.OPEN, _PROBE, layout.VERIFIED)
-"""What is deleted soon, and lost without harm: it is never locked."""
+UNLOCKED: Final = (layout.OPEN, _PROBE, layout.VERIFIED, layout.DRILLS)
+"""What is lost without harm, and mostly deleted soon: it is never locked."""
 
 
 @dataclass(frozen=True, slots=True)
