@@ -302,18 +302,14 @@ def compare(tools: list[Tool], folder: Path, options: argparse.Namespace) -> Non
 
 def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
     """Print the medians, and how vmkeep compares."""
-    print(f"{'':12} {'':8} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7}")
-    for operation in (
-        "full",
-        "bound",
-        "again",
-        "tracked",
-        "changed",
-        "changed+list",
-        "unpack",
-        "copy",
-        "restore",
-    ):
+    print(f"{'':12} {'':13} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7}")
+    operations = dict.fromkeys(
+        operation
+        for costs in rounds[0].values()
+        for operation, cost in costs.items()
+        if isinstance(cost, Cost) and operation != "init"
+    )
+    for operation in operations:
         ours: Cost | None = None
         for name in rounds[0]:
             costs = [cost for each in rounds if isinstance(cost := each[name].get(operation), Cost)]
@@ -325,15 +321,14 @@ def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
                 )
                 ours = ours or cost
                 print(
-                    f"{operation:12} {name:8} {cost.wall:8.2f} {cost.processor:8.2f}"
+                    f"{operation:12} {name:13} {cost.wall:8.2f} {cost.processor:8.2f}"
                     f" {format_size(cost.memory):>10}"
                     f" {cost.wall / ours.wall:7.1f} {cost.processor / ours.processor:7.1f}"
                 )
-    for size in ("stored", "allocated"):
-        for name, costs in rounds[-1].items():
-            amount = costs[size]
-            assert isinstance(amount, int)
-            print(f"{size:8} {name:8} {format_size(amount):>17}")
+    for name, costs in rounds[-1].items():
+        for what, amount in costs.items():
+            if isinstance(amount, int):
+                print(f"{what:12} {name:13} {format_size(amount):>12}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,15 @@ _ALIGNMENT: Final = 4096
 _PIECE: Final = MiB
 
 
+def supported(path: Path) -> bool:
+    """Tell whether the file system of an existing file knows such writes."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
+
+
 class DirectWriter:
     """One file, opened a second time; where the file system does not know such writes, none are made."""
 

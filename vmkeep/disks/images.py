@@ -6,7 +6,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from vmkeep.disks import fingerprint, locking, qemu_img, scratch, storage_daemon
+from vmkeep.disks import direct, fingerprint, locking, qemu_img, scratch, storage_daemon
 from vmkeep.disks.nbd_device import NbdDevice
 from vmkeep.disks.raw import RawSource, RawTarget
 from vmkeep.errors import SourceError
@@ -127,7 +127,9 @@ def _exported(path: Path, format: str, what: str, *, writable: bool) -> Iterator
     with scratch.scratch_folder() as folder:
         socket = folder / "nbd"
         export = {"type": "nbd", "id": "disk", "node-name": "disk", "name": "disk", "writable": writable}
-        node = storage_daemon.image_node("disk", path, format, writable=writable)
+        node = storage_daemon.image_node(
+            "disk", path, format, writable=writable, direct=writable and direct.supported(path)
+        )
         with (
             storage_daemon.running(
                 folder,

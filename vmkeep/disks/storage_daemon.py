@@ -25,14 +25,22 @@ def image_node(
     format: str,  # noqa: A002  (the word of the fleet file)
     *,
     writable: bool,
+    direct: bool = False,
 ) -> dict[str, Any]:
-    """Describe an image as a block node called *name*; its file's locks are taken by the daemon."""
+    """Describe an image as a block node called *name*; its file's locks are taken by the daemon.
+
+    Args:
+        direct: past the page cache; the file system must know that.
+    """
+    cache = {"cache": {"direct": True}} if direct else {}
     return {
         "driver": format,
         "node-name": name,
         "read-only": not writable,
         "discard": "unmap",
+        **cache,
         "file": {
+            **cache,
             "driver": "host_device" if path.is_block_device() else "file",
             "filename": str(path.resolve()),
             "read-only": not writable,
