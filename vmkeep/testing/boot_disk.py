@@ -1,4 +1,4 @@
-"""A disk that boots by itself: boot loader, kernel and the tiny guest's RAM disk on one ext4 partition.
+"""Media that boot the tiny guest by themselves: an ISO image, or a disk with one ext4 partition.
 
 sector 0       boot.img of GRUB, with the partition table
 sectors 1 ..   core.img of GRUB, in the gap before the first partition
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _GRUB: Final = Path("/usr/lib/grub/i386-pc")
 _MODULES: Final = ("biosdisk", "part_msdos", "ext2", "linux", "normal", "configfile")
 _EARLY: Final = "set root=(hd0,msdos1)\nset prefix=(hd0,msdos1)/boot/grub\nconfigfile /boot/grub/grub.cfg\n"
+_EARLY_CD: Final = "set root=(cd)\nset prefix=(cd)/boot/grub\nconfigfile /boot/grub/grub.cfg\n"
 _CONFIG: Final = "set timeout=0\nlinux /boot/vmlinuz {command_line}\ninitrd /boot/initramfs\nboot\n"
 _SECTOR: Final = 512
 _START: Final = 2048
@@ -60,6 +61,35 @@ def build_boot_disk(path: Path, tree: Path, files: BootFiles, *, size: int = 96 
             timeout_s=60,
         )  # fmt: skip
         _assemble(path, part, core.read_bytes(), size)
+
+
+def build_boot_iso(path: Path, files: BootFiles) -> None:
+    """Make an ISO image that boots the tiny guest.
+
+    See: El Torito, "no emulation"; GRUB, grub-core/boot/i386/pc/cdboot.S.
+
+    Raises:
+        UnsupportedError: GRUB for BIOS, or xorriso, is not installed.
+    """
+    if not (_GRUB / "cdboot.img").exists():
+        raise UnsupportedError("no GRUB for BIOS: apt-get install grub-pc-bin grub-common (Debian, Ubuntu)")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        tree, early, core = Path(folder) / "tree", Path(folder) / "early.cfg", Path(folder) / "core.img"
+        (tree / "boot" / "grub").mkdir(parents=True)
+        shutil.copy(files.kernel, tree / "boot" / "vmlinuz")
+        shutil.copy(files.initramfs, tree / "boot" / "initramfs")
+        config = _CONFIG.format(command_line=files.command_line)
+        (tree / "boot" / "grub" / "grub.cfg").write_text(config)
+        early.write_text(_EARLY_CD)
+        tools.run(
+            "grub-mkimage", "-O", "i386-pc-eltorito", "-o", str(core), "-c", str(early), "-p", "/boot/grub",
+            *_MODULES, "iso9660", timeout_s=60,
+        )  # fmt: skip
+        shutil.copy(core, tree / "boot" / "eltorito.img")
+        tools.run(
+            "xorriso", "-as", "mkisofs", "-quiet", "-R", "-o", str(path), "-b", "boot/eltorito.img",
+            "-no-emul-boot", "-boot-load-size", "4", "-boot-info-table", str(tree), timeout_s=120,
+        )  # fmt: skip
 
 
 def _assemble(path: Path, part: Path, core: bytes, size: int) -> None:

@@ -182,8 +182,8 @@ def _refuse(name: str, machine: Machine, wanted: Definition, changes: Sequence[C
             f"its disks boots with one of them only; declare firmware: {machine.firmware}"
         )
     new = [disk.name for disk in wanted.disks if machine.disk(disk.name) is None]
-    if new and not machine.named:
-        there = ", ".join(disk.name for disk in machine.disks) or "none"
+    if new and machine.disks and not machine.named:
+        there = ", ".join(disk.name for disk in machine.disks)
         raise InputError(
             f"VM {name} was not made by vmkeep, and has no disk {', '.join(new)} (it has: {there}): "
             "call its disks as 'vmkeep import' does"
