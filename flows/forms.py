@@ -29,7 +29,7 @@ _WORDS: Final = {
     "bandwidth": "Bytes a second that stream into each disk of VMs that were started at once; 0: no limit.",
     "dependencies": "Restore also all that these VMs depend on.",
     "overwrite": "Replace VMs that exist. Without it, no VM that exists is touched.",
-    "instant": "Start the VMs at once; their data streams in while they run. Not on all hypervisors.",
+    "instant": "Start the VMs at once, from their recovery points. Not on all hypervisors.",
     "repository": "Which copy to read; best is the nearest of those with the newest state.",
     "copies": "Where to copy to; none means all copies.",
     "packs": "Read all that is stored instead of recovery points: what was not read for the longest time.",
@@ -97,7 +97,7 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
         fields.append(("dead_after", str, "7d"))
     elif operation == "drill":
         fields.append(("targets", _several(tuple(dict.fromkeys([*fleet.objectives, *names]))), []))
-        fields += [("at", datetime | None, None), ("points", dict[str, str], {})]
+        fields += [("at", datetime | None, None), ("points", dict[str, str], {}), ("instant", bool, True)]
     else:
         fields.append(("vms", _several(names), []))
     if operation == "copy":

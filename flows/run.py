@@ -48,6 +48,7 @@ def parameters(request: Request) -> dict[str, Any]:
         given["dead_after"] = f"{request.dead_after:g}s"
     elif request.operation == "drill":
         given |= {"targets": list(request.targets), "at": request.at, "points": request.points}
+        given["instant"] = request.instant
     else:
         given["vms"] = list(request.targets)
     if request.operation == "copy":

@@ -381,7 +381,7 @@ def test_the_run_form_of_a_drill_offers_services_and_vms(site):
     with_service(site, "1h")
     form = forms.signature(site.file, "drill").parameters
 
-    assert [*form] == ["targets", "at", "points", "fleet"]
+    assert [*form] == ["targets", "at", "points", "instant", "fleet"]
     assert form["targets"].annotation.__args__[0].__args__ == ("shop", "db1", "app1")
 
 

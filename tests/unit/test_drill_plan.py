@@ -82,6 +82,18 @@ def test_what_cannot_be_started_has_no_network_and_is_removed_all_the_same(shop)
     assert not {step.verb for step in plan.steps.values()} & {Verb.ISOLATE, Verb.START}
 
 
+def test_a_vm_that_runs_from_its_recovery_point_waits_for_no_data(shop):
+    chosen = select(shop, drilled_vms(shop, ["shop"]), with_dependencies=True)
+    plan = plan_drill(shop, chosen, SHELF, instant={"db1", "web1"})
+
+    assert {step.id for step in plan.steps.values() if step.verb in {Verb.SERVE, Verb.RESTORE}} == {
+        "serve db1", "serve web1", "restore app1/os",
+    }  # fmt: skip
+    assert {"configure db1", "serve db1"} <= before(plan, "start db1")
+    assert "serve db1" in before(plan, "remove db1")
+    assert not any(step.verb is Verb.STREAM for step in plan.steps.values())
+
+
 @given(choices=st.randoms(use_true_random=False), cancelled=st.booleans())
 def test_whatever_fails_all_that_was_made_is_removed_in_the_end(shop, choices, cancelled):
     plan = planned(shop)

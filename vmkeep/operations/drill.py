@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep.components.gates import Clock, pass_gates
 from vmkeep.components.subject import Subject
-from vmkeep.operations import restore
+from vmkeep.operations import restore, serving
 from vmkeep.operations.configure import lines
 from vmkeep.operations.report import StepReport
 
@@ -60,5 +60,8 @@ def remove(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport
         return StepReport(f"network {run.drill} removed")
     (name,) = step.vms
     run.close_files(name)
-    run.hypervisor_of(name).remove(run.target(name), drill=run.drill)
+    hypervisor = run.hypervisor_of(name)
+    hypervisor.remove(run.target(name), drill=run.drill)
+    if f"serve {name}" in run.plan.steps:
+        serving.dismiss(serving.folder_of(run.file, name, run.target(name)))
     return StepReport(f"{run.target(name)} removed")

@@ -117,11 +117,12 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
     unknown = set(request.rename) - set(selection.vms)
     if unknown:
         raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
-    if request.instant:
+    instantly = request.instant and request.operation == "restore"
+    if instantly:
         require_instant(file, selection)
     with repositories.open_repository(file) as repository:
         points = choose_points(file.fleet, selection, repository, request)
-        fitting = whole_only if request.instant else not_on_disks
+        fitting = whole_only if instantly else not_on_disks
         written = fleets.Selection(
             {
                 name: fitting(file.fleet.vms[name], repository.point(name, points[name]), components)
@@ -129,14 +130,28 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
             }
         )
         known = facts(file, written, repository, whole=True)
+        at_once = {
+            name
+            for name in selection.vms
+            if request.instant and _runs_from_server(file, repository.point(name, points[name]), selection)
+        }
     if request.operation == "drill":
         require_drillable(file.fleet, selection.vms, known)
-        return plan_drill(file.fleet, written, known), points
+        return plan_drill(file.fleet, written, known, instant=at_once), points
     for name in selection.vms:
         hypervisor = file.fleet.vms[name].hypervisor
         driver = open_hypervisor(hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent)
         require_free(driver, name, request)
     return plan_restore(file.fleet, written, known, instant=request.instant), points
+
+
+def _runs_from_server(file: FleetFile, point: Point, selection: Selection) -> bool:
+    """Tell whether a VM can run from a server of its recovery point: all of it is on whole disks there."""
+    vm = file.fleet.vms[point.vm]
+    config = file.fleet.hypervisors[vm.hypervisor]
+    driver = open_hypervisor(vm.hypervisor, config, file.path.absolute().parent)
+    _, restored = _whole(point, selection.components[point.vm])
+    return driver.streams is not None and restored >= {disk.name for disk in vm.disks}
 
 
 def require_instant(file: FleetFile, selection: Selection) -> None:

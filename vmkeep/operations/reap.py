@@ -25,7 +25,7 @@ def reap(fleet: str) -> list[str]:
     scratch.reap()
     for ended in (state_folder(fleet) / "runs").glob(".*"):
         shutil.rmtree(ended, ignore_errors=True)
-    return [*_serve(fleet), *(trouble for run in _dead(fleet) for trouble in _undo(run))]
+    return [*(trouble for run in _dead(fleet) for trouble in _undo(run)), *_serve(fleet)]
 
 
 def _serve(fleet: str) -> Iterator[str]:

@@ -33,7 +33,8 @@ class Request(BaseModel):
     rename: dict[str, str] = {}
     """VM to the name it is restored under."""
     instant: bool = False
-    """Restore VMs so that they run at once, and their data streams in behind them."""
+    """Restore VMs so that they run at once, and their data streams in behind them; a drill does so where it
+    can, and never copies the data."""
     bandwidth: Annotated[int, Field(ge=0)] = 0
     """Bytes a second that stream into each disk then; 0: as fast as it goes."""
     overwrite: bool = False

@@ -212,6 +212,14 @@ def let_go(serving: Serving) -> None:
     forget(serving.folder)
 
 
+def dismiss(folder: Path) -> None:
+    """Let a server go whose VM is gone for good, with all that is its; a second call does nothing."""
+    with contextlib.suppress(NotFoundError):
+        serving = read(folder)
+        let_go(serving)
+        shutil.rmtree(serving.streams().folder(serving.target), ignore_errors=True)
+
+
 def abandon(folder: Path, run: str) -> None:
     """Let a server go that a run started, and on whose disks it put no VM."""
     try:

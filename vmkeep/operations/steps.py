@@ -40,6 +40,7 @@ _DRILL: Final[dict[Verb, Body]] = {
     Verb.PLACE: drill.place,
     Verb.CONFIGURE: drill.create,
     Verb.RESTORE: restore.write,
+    Verb.SERVE: instant.serve,
     Verb.START: restore.start,
     Verb.HEALTH: drill.health,
     Verb.REMOVE: drill.remove,

@@ -2,8 +2,10 @@
 
 Per VM (the steps with a star come whatever happened):
 
-    isolate -> configure -> restore ... -> start -> health
+    isolate -> configure -> serve -> start -> health
                                 all over, and its dependents are gone:  remove*  -> all gone:  remove network*
+
+Where a VM cannot run from a server of its recovery point, its `restore` steps come in the place of `serve`.
 
 Only what is created here is removed. A VM goes as soon as it is not needed any more: its memory and its disks
 are lent.
@@ -22,15 +24,24 @@ from vmkeep.planning.restore import plan_restore
 from vmkeep.planning.step import Step, Verb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from vmkeep.fleet import Fleet, Selection
 
 
-def plan_drill(fleet: Fleet, selection: Selection, facts: Facts | None = None) -> Plan:
+def plan_drill(
+    fleet: Fleet,
+    selection: Selection,
+    facts: Facts | None = None,
+    *,
+    instant: Collection[str] = frozenset(),
+) -> Plan:
     """Return the steps that prove that what is selected can be restored, dependencies first.
 
     Where VMs cannot be started there is no network, and their health is that of their images.
+
+    Args:
+        instant: the VMs that run from a server of their recovery point: their data is never copied.
     """
     facts = facts or Facts()
     restore = plan_restore(fleet, selection, facts, create=selection.vms)
@@ -43,7 +54,7 @@ def plan_drill(fleet: Fleet, selection: Selection, facts: Facts | None = None) -
     steps: list[Step] = []
     for hypervisor, vms in networks.items():
         steps += _network(hypervisor, vms, facts)
-    for step in restore.steps.values():
+    for step in _served(restore, instant, facts):
         name = step.vms[0]
         if step.verb is Verb.RELEASE:
             dependents = frozenset(f"remove {other}" for other, on in needed.items() if name in on)
@@ -54,6 +65,25 @@ def plan_drill(fleet: Fleet, selection: Selection, facts: Facts | None = None) -
         else:
             steps.append(step)
     return Plan.of("drill", fleet.fleet, steps)
+
+
+def _served(restore: Plan, instant: Collection[str], facts: Facts) -> Iterator[Step]:
+    """Yield the steps of a restore; for VMs that run from a server that takes the place of writing disks."""
+    written = {
+        step.id: f"serve {step.vms[0]}"
+        for step in restore.steps.values()
+        if step.verb is Verb.RESTORE and step.vms[0] in instant
+    }
+    for name in instant:
+        configured = restore.steps[f"configure {name}"]
+        yield Step(
+            f"serve {name}", Verb.SERVE, (name,), needs=frozenset({configured.id}),
+            resources=configured.resources, estimate=calling(facts),
+        )  # fmt: skip
+    for step in restore.steps.values():
+        if step.id not in written:
+            needs = frozenset(written.get(one, one) for one in step.needs)
+            yield replace(step, needs=needs, after=frozenset(written.get(one, one) for one in step.after))
 
 
 def _network(hypervisor: str, vms: tuple[str, ...], facts: Facts) -> Iterator[Step]:

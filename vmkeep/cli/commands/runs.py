@@ -165,6 +165,12 @@ def drill(  # noqa: PLR0913  (each is an option)
     at: At = None,
     repository: options.Repository = None,
     *,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Write all data before VMs start; else they run from the recovery point."
+        ),
+    ] = False,
     direct: options.Direct = False,
     json: options.Json = False,
 ) -> None:
@@ -178,6 +184,7 @@ def drill(  # noqa: PLR0913  (each is an option)
 
     request = Request(
         operation="drill",
+        instant=not full,
         fleet=fleet,
         targets=tuple(targets or ()),
         points=parse_pairs(list(point or ()), option="--point"),
