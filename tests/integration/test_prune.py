@@ -100,7 +100,9 @@ def test_sparse_packs_are_rewritten_and_it_is_said(site, capfd):
     told = prune(site, capfd).out
 
     assert expected["repacked"]
-    assert expected["freed"] - expected["rewritten"] > 6 * MiB
+    # The other component, saved at the same time, may end a pack anywhere, and so leave 3 MiB in packs
+    # of which half is needed.
+    assert expected["freed"] - expected["rewritten"] > 3 * MiB
     assert "sparse pack(s) are written anew" in told
     site.write("db1", "data", seed="destroyed")
     site.run("restore", targets=["db1"], overwrite=True)
