@@ -248,6 +248,15 @@ def test_what_a_role_may_not_read_is_denied_only_if_it_is_there(store, tmp_path)
         restricted.get(pack)
 
 
+@pytest.mark.parametrize("role", ROLES)
+def test_a_policy_of_a_user_may_decrypt_with_the_key_of_the_repository_and_no_more(role):
+    arn = "arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
+    found = [one for one in policy(role, PLACE, kms_key=arn)["Statement"] if "kms" in one["Action"]]
+
+    assert [(one["Action"], one["Resource"]) for one in found] == [("kms:Decrypt", arn)]
+    assert "kms" not in str(policy(role, PLACE, kms_key=arn, principals=["arn:aws:iam::1:user/a"]))
+
+
 LOCK = Lock("GOVERNANCE", 14, UNLOCKED)
 
 

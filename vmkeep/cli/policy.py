@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmkeep import fleet as fleets
-from vmkeep.cli.console import print_json
+from vmkeep.cli.console import print_json, warn
 from vmkeep.errors import InputError
 from vmkeep.operations import repositories
 from vmkeep.operations.policy import Place
@@ -34,4 +34,8 @@ def policy(
     bucket, prefix = split_s3_url(config.store)
     place = Place(bucket, prefix, config.s3.region if config.s3 else None)
     lock = repositories.lock_of(config)
-    print_json(policy_of(role, place, principals=principals, conditional=conditional, lock=lock))
+    key = config.key.kms
+    if key is not None and ":key/" not in key:
+        warn(f"the policy lacks kms:Decrypt: name the key by its ARN (…:key/…), for {key} is an alias")
+        key = None
+    print_json(policy_of(role, place, principals=principals, conditional=conditional, lock=lock, kms_key=key))

@@ -31,13 +31,14 @@ class Place:
         return bucket if key is None else f"{bucket}/{self.prefix}{key}{'*' if key.endswith('/') else ''}"
 
 
-def policy(
+def policy(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
     role: str,
     place: Place,
     *,
     principals: Iterable[str] = (),
     conditional: bool = True,
     lock: Lock | None = None,
+    kms_key: str | None = None,
 ) -> dict[str, Any]:
     """Return the policy of *role*, one of `ROLES`: for a user, or for the bucket if *principals* are named.
 
@@ -46,6 +47,7 @@ def policy(
         conditional: only allow puts of objects that do not exist. See: Amazon S3 User Guide, "Enforce
             conditional writes on Amazon S3 buckets". Services that do not know the condition deny every put.
         lock: how objects are locked.
+        kms_key: the ARN of the KMS key that opens the repository; a bucket's policy cannot speak of it.
     """
     rights = ROLES[role]
     only_new = {"Condition": {"Null": {"s3:if-none-match": "false"}}} if conditional else {}
@@ -60,6 +62,8 @@ def policy(
         statements.append({"Sid": "Delete", "Action": "s3:DeleteObject", "Resource": resources})
     if lock is not None:
         statements += _locking(role, place, lock, below, conditional=conditional)
+    if kms_key is not None and not principals:
+        statements.append({"Sid": "OpenKey", "Action": "kms:Decrypt", "Resource": kms_key})
     who = {"Principal": {"AWS": sorted(principals)}} if principals else {}
     return {
         "Version": "2012-10-17",
