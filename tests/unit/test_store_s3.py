@@ -7,8 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from vmkeep.errors import AccessError, InputError, NotFoundError, TemporaryError
-from vmkeep.stores import S3Options, open_store
+from vmkeep.stores import Lock, S3Options, open_store
 from vmkeep.stores import s3 as s3_module
+from vmkeep.stores.s3_lock import BucketLock
 
 
 class Script(ThreadingHTTPServer):
@@ -156,3 +157,30 @@ def test_bodies_are_hashed_for_the_signature_where_others_could_change_them(endp
 def test_a_profile_that_does_not_exist_is_an_error_of_the_fleet_file():
     with pytest.raises(InputError, match="list the profiles"):
         open_store("s3://bucket", s3=S3Options(profile="vmkeep-none"))
+
+
+@pytest.mark.parametrize("code", ["NoSuchObjectLockConfiguration", "ObjectLockConfigurationNotFoundError"])
+def test_an_object_without_a_lock_is_no_error_whatever_the_service_calls_it(scripted, code):
+    store, _ = scripted((404, code), (404, "NoSuchKey"))
+    store._lock = BucketLock(store._client, "bucket", Lock("GOVERNANCE", 3))
+
+    assert store.locked_until("packs/a") is None
+    with pytest.raises(NotFoundError):
+        store.locked_until("packs/a")
+
+
+def put_headers(scripted, key):
+    store, server = scripted((200,))
+    store._lock = BucketLock(store._client, "bucket", Lock("COMPLIANCE", 3, ("open/",)))
+    store.put_if_absent(key, b"x")
+    ((_, _, headers),) = server.requests
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def test_a_put_with_a_lock_says_until_when_and_has_a_checksum(scripted):
+    locked, free = put_headers(scripted, "packs/a"), put_headers(scripted, "open/a")
+
+    assert locked["x-amz-object-lock-mode"] == "COMPLIANCE"
+    assert "x-amz-object-lock-retain-until-date" in locked
+    assert any(name.startswith("x-amz-checksum-") for name in locked)  # S3 refuses it without
+    assert not any("object-lock" in name for name in free)
