@@ -1,5 +1,6 @@
 """VMs run from their recovery point at once, and their data streams in behind them: nothing is lost."""
 
+import hashlib
 import json
 import os
 import signal
@@ -13,15 +14,18 @@ import pytest
 
 from vmkeep.disks import qemu_img
 from vmkeep.errors import SourceError, TemporaryError, UnsupportedError
+from vmkeep.guests.agent import AgentGuest
 from vmkeep.operations import instant, repositories, serving
 from vmkeep.operations.direct import run_direct
 from vmkeep.planning import State
+from vmkeep.testing import tiny_guest
+from vmkeep.testing.boot_disk import build_boot_disk
 from vmkeep.testing.rack import Rack
 from vmkeep.units import KiB, MiB
 
 pytestmark = pytest.mark.integration
 
-TWO_DISKS = "vms:\n  db1: {disks: [{name: root, size: 64MiB}, {name: data, size: 16MiB}]}\n"
+TWO_DISKS = "vms:\n  db1: {disks: [{name: root, size: 24MiB}, {name: data, size: 4MiB}]}\n"
 BOOTING = """\
 vms:
   db1:
@@ -74,6 +78,14 @@ def is_behind(rack, vm="db2"):
 
 def streams(rack, vm="db2"):
     return any(one.done for one in rack.hypervisor.streams.behind(vm))
+
+
+def copied(rack, vm="db2"):
+    """Tell whether QEMU has copied all; let it begin with what it has not begun with."""
+    behind = rack.hypervisor.streams.behind(vm)
+    if any(not one.size for one in behind):
+        rack.hypervisor.streams.stream(vm)
+    return not behind
 
 
 def served(rack, vm="db2"):
@@ -204,8 +216,7 @@ def test_a_vm_killed_in_the_moment_when_all_is_copied_loses_nothing(rack):
     report_of_a_killed_restore(rack)
     with serving.turn(served(rack).folder) as ours:  # or the server would finish it
         assert ours
-        rack.hypervisor.streams.stream("db2")
-        until(lambda: not is_behind(rack))
+        until(lambda: copied(rack))
         os.kill(rack.daemon.qemu("db2"), signal.SIGKILL)
         until(lambda: not rack.domain("db2").isActive())
 
@@ -310,3 +321,85 @@ def test_a_vm_that_fails_its_gate_stays_for_people_to_look_at(libvirtd, tmp_path
     assert serving.is_alive(served(rack).folder)
     finish(rack)
     assert_nothing_left(rack)
+
+
+@pytest.fixture
+def guest(libvirtd, tmp_path):
+    """A rack with a guest that was saved, restored, and runs from its server; what its file must hold."""
+    rack = Rack(tmp_path, libvirtd, BOOTING)
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "orders").write_bytes(os.urandom(40 * MiB))
+    build_boot_disk(tmp_path / "boot.raw", tree, tiny_guest.build(tmp_path), size=128 * MiB)
+    rack.fill("db1", "root", tmp_path / "boot.raw")
+    assert rack.run("backup").exit_code == 0
+    report_of_a_killed_restore(rack)
+    return rack
+
+
+def inside(rack, script):
+    guest = AgentGuest(rack.hypervisor.agent("db2"), name="db2")
+    return guest.run(["sh", "-c", script], timeout_s=120).out.decode()
+
+
+def answers(rack):
+    try:
+        return inside(rack, "echo yes")
+    except (TemporaryError, SourceError):
+        return ""
+
+
+def begin_to_write(rack):
+    """Let the guest write numbers one by one, and read a large file meanwhile; return the last number."""
+    writer = "(while :; do echo $(($(wc -l </data/log)+1)) >>/data/log; sync; done)"
+    inside(
+        rack, f"touch /data/log; {writer} >/dev/null 2>&1 </dev/null & sha256sum /data/orders >/dev/null &"
+    )
+    return int(until(lambda: inside(rack, "tail -n1 /data/log")))
+
+
+def assert_all_is_there(rack, last):
+    wanted = hashlib.sha256((rack.folder / "tree/orders").read_bytes()).hexdigest()
+    for before in ("", "echo 3 >/proc/sys/vm/drop_caches; "):
+        assert inside(rack, f"{before}sha256sum /data/orders").split()[0] == wanted
+    told = [*map(int, inside(rack, "cat /data/log").split())]
+    assert told == [*range(1, len(told) + 1)]
+    assert len(told) >= last
+
+
+def test_a_guest_reads_and_writes_while_its_data_streams_in(guest):
+    last = begin_to_write(guest)
+    rack_streams_slowly(guest)
+    finish(guest)
+
+    assert_all_is_there(guest, last)
+    assert_nothing_left(guest)
+
+
+def rack_streams_slowly(rack):
+    rack.hypervisor.streams.stream("db2", bandwidth=SLOW)
+    until(lambda: streams(rack))
+
+
+def test_a_guest_that_runs_from_its_server_goes_on_when_that_was_killed(guest):
+    last = begin_to_write(guest)
+    kill_server(guest)
+    serving.ensure(served(guest))
+
+    uptime = float(until(lambda: answers(guest) and inside(guest, "cat /proc/uptime")).split()[0])
+    assert_all_is_there(guest, last)
+    assert uptime > 5  # the same life
+    finish(guest)
+    assert_nothing_left(guest)
+
+
+def test_a_guest_whose_server_is_killed_while_data_streams_in_has_all_that_it_wrote(guest):
+    last = begin_to_write(guest)
+    rack_streams_slowly(guest)
+    kill_server(guest)
+    time.sleep(1)  # its reads fail, and it stands still; or they do not
+    finish(guest)
+
+    until(lambda: answers(guest))
+    assert_all_is_there(guest, last)
+    assert_nothing_left(guest)

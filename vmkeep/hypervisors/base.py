@@ -149,8 +149,8 @@ class Streams(Protocol):
     def stream(self, name: str, *, bandwidth: int = 0) -> Sequence[Behind]:
         """Let the data stream in behind the VM that runs; returns at once, and is called until it is done.
 
-        It begins what does not stream yet, also again after a failure, and lets a VM go on that stood still
-        because its server was away. When all is in, it removes what `overlay` replaced.
+        It begins what does not stream yet, also again after a failure. When all is in, it removes what
+        `overlay` replaced.
 
         Args:
             bandwidth: Of each disk, in bytes a second; 0 for as fast as it goes. Counts when one begins.
@@ -160,6 +160,13 @@ class Streams(Protocol):
 
         Raises:
             SourceError: the VM is powered off.
+        """
+
+    def recover(self, name: str) -> str:
+        """Let a VM go on that stood still, or died, because its server was away; it is back now.
+
+        Returns:
+            What was done, for people; empty: nothing had to be.
         """
 
 

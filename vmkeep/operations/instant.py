@@ -173,7 +173,8 @@ def size_of(what: Serving) -> int:
 def power_on(what: Serving) -> None:
     """Start a VM whose data has not streamed in."""
     serving.ensure(what)
-    what.machine().start(what.target)
+    with serving.my_turn(what.folder):  # its server may have started it already
+        what.machine().start(what.target)
 
 
 def _replace_other(new: Serving) -> None:

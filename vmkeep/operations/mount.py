@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmkeep.fleet import FleetFile
     from vmkeep.repository import DiskRef, Point
 
-PATIENCE_S: Final = 120.0
+_PATIENCE_S: Final = 120.0
 """How long a store may be away before whoever reads is told: guests do not take an error well."""
 
 
@@ -69,7 +69,7 @@ def mounted(file: FleetFile, target: str, session: str, where: Where) -> Iterato
         stack.enter_context(repository.reading(point))
         refs = _chosen(point, only)
         disks = {
-            name: stack.enter_context(repository.open_disk(ref, patience_s=PATIENCE_S))
+            name: stack.enter_context(repository.open_disk(ref, patience_s=_PATIENCE_S))
             for name, ref in refs.items()
         }
         private = stack.enter_context(scratch.scratch_folder())

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from vmkeep.disks.nbd_server import serving as nbd_serving
 from vmkeep.errors import NotFoundError, VmkeepError
 from vmkeep.operations import repositories, served_point, serving
-from vmkeep.operations.mount import PATIENCE_S, whole_disks
+from vmkeep.operations.mount import whole_disks
 from vmkeep.operations.taken import write_whole
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _RENEW_S: Final = 24 * 3600.0
 """How often it says that it still reads: who does not is taken for dead after 7 days."""
+_PATIENCE_S: Final = 24 * 3600.0
+"""How long a store may be away before the VM is told: it waits as for a slow disk, an error would stop it."""
 _LOOK_S: Final = 5.0
 """How often it looks whether it is needed."""
 
@@ -74,13 +76,18 @@ def _serve(what: Serving, wanted: set[signal.Signals]) -> None:
         repository = stack.enter_context(repositories.open_repository(what.file))
         point = served_point.keep(repository, what)
         disks = {
-            name: stack.enter_context(repository.open_disk(ref, patience_s=PATIENCE_S))
+            name: stack.enter_context(repository.open_disk(ref, patience_s=_PATIENCE_S))
             for name, ref in whole_disks(point).items()
             if name in what.disks
         }
         # Only QEMU can enter the folder that the socket lies in.
-        server = stack.enter_context(nbd_serving(disks, address, mode=0o666))
-        _log.info("serving %s of %s to VM %s at %s", ", ".join(disks), point.session, what.target, address)
+        # Nobody lets data stream into a VM that is about to be started anew.
+        with serving.my_turn(what.folder):
+            server = stack.enter_context(nbd_serving(disks, address, mode=0o666))
+            _log.info(
+                "serving %s of %s to VM %s at %s", ", ".join(disks), point.session, what.target, address
+            )
+            _recover(what)
         heard = _until_done(what, server, repository, wanted)
     if heard:
         _log.info("ended by %s; %s still needs it", heard.name, what.target)
@@ -89,6 +96,17 @@ def _serve(what: Serving, wanted: set[signal.Signals]) -> None:
     with repositories.open_repository(what.file) as repository:
         served_point.let_go(repository, what.folder)
     serving.forget(what.folder)
+
+
+def _recover(what: Serving) -> None:
+    """Let the VM go on, if another server left it alone."""
+    try:
+        done = what.streams().recover(what.target)
+    except VmkeepError as error:
+        _log.error("%s", error)
+    else:
+        if done:
+            _log.warning("VM %s had no server for a while: %s", what.target, done)
 
 
 def _until_done(

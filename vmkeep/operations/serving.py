@@ -266,6 +266,21 @@ def turn(folder: Path, name: str = "turn") -> Iterator[bool]:
         os.close(lock)
 
 
+@contextlib.contextmanager
+def my_turn(folder: Path) -> Iterator[None]:
+    """Wait for one's turn, and have it for the length of a `with` block.
+
+    Raises:
+        NotFoundError: nothing is served from this folder any more.
+    """
+    while read(folder):
+        with turn(folder) as ours:
+            if ours:
+                yield
+                return
+        time.sleep(_POLL_S)
+
+
 def last_words(folder: Path) -> str:
     """Return the end of a server's log."""
     with contextlib.suppress(OSError):

@@ -11,7 +11,9 @@ the definition be as it should when QEMU has written all.
     all is in, and written  as any other VM
 
 A VM stands still when its server is away, as it would when a disk is full: its guest would take an error for
-a broken disk.
+a broken disk. Before a job has begun it is resumed when the server is back. After that it is started anew:
+QEMU 7.2 takes the job's filter away when the job fails, and if reads of the guest have failed with it, it
+dies, or answers them with wrong data when they are tried again.
 """
 
 from __future__ import annotations

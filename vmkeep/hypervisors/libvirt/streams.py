@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 _SYSTEM: Final = Path("/run/vmkeep")
 """Where sockets lie that QEMU connects to, on a host whose libvirt is the system's."""
 _STANDS_STILL: Final = [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
+_CRASHED: Final = [libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_SHUTOFF_CRASHED]
+_RESUMES_S: Final = 10.0
+_PAUSE_S: Final = 0.25
 
 
 class LibvirtStreams:
@@ -66,7 +70,10 @@ class LibvirtStreams:
             marks = restoring.streaming(root)
             if not marks or not domain.isActive():
                 return [Behind(mark.disk, mark.socket) for mark in marks]
-            machine = read(parse(domain.XMLDesc(), what=f"VM {name}"))
+            live = parse(domain.XMLDesc(), what=f"VM {name}")
+        if live.get("id") is None:  # it was powered off just now
+            return [Behind(mark.disk, mark.socket) for mark in marks]
+        machine = read(live)
         found = [(mark, machine.disk(mark.disk)) for mark in marks]
         return [
             _progress(domain, disk, mark)
@@ -84,8 +91,6 @@ class LibvirtStreams:
                     f"VM {name} is powered off, and {', '.join(one.disk for one in behind)} has not streamed "
                     f"in; nothing is lost: 'vmkeep stream {name} --start' starts it, and goes on"
                 )
-            if domain.isActive() and domain.state() == _STANDS_STILL:
-                domain.resume()
             if not behind:
                 return self._finish(domain)
             self._restore.guard_streams(name, up=True)
@@ -94,7 +99,40 @@ class LibvirtStreams:
                 disk = machine.disk(one.disk)
                 if not one.size and disk is not None:
                     domain.blockPull(disk.target, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
-        return self.behind(name)
+        # Even if it is over by now, it is not finished.
+        return self.behind(name) or behind
+
+    def recover(self, name: str) -> str:
+        """Let a VM go on that its server left alone.
+
+        A read that failed while data streamed in must not be tried again by the same QEMU: see `guard`.
+        """
+        domain = self._connection.find_domain(name)
+        if domain is None:
+            return ""
+        with translated(f"VM {name}: going on without its server"):
+            root = parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), what=f"VM {name}")
+            streamed = any(mark.guarded for mark in restoring.streaming(root))
+            state = domain.state()
+            if state == _STANDS_STILL and not streamed:
+                return self._resume(domain)
+            if state == _STANDS_STILL:
+                domain.destroy()
+            elif state != _CRASHED or not streamed:
+                return ""
+            self.let_start(name)
+            domain.create()
+        return "it was started anew, as after a power failure"
+
+    def _resume(self, domain: libvirt.virDomain) -> str:
+        """Resume it: the first reads fail again, and let QEMU connect."""
+        deadline = time.monotonic() + _RESUMES_S
+        while domain.state() == _STANDS_STILL:
+            if time.monotonic() > deadline:
+                raise SourceError(f"VM {domain.name()} stands still because of an error of one of its disks")
+            domain.resume()
+            time.sleep(_PAUSE_S)
+        return "it went on"
 
     def let_start(self, name: str) -> None:
         """Let a domain that is powered off be started, if its data has not streamed in."""
