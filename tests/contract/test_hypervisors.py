@@ -1,5 +1,7 @@
 """Every hypervisor driver keeps the contract."""
 
+import os
+
 import pytest
 
 from vmkeep.hypervisors.images import ImagesHypervisor
@@ -36,7 +38,9 @@ class TestImagesHypervisor(HypervisorContract):
 @pytest.mark.integration
 class TestLibvirtHypervisor(HypervisorContract):
     @pytest.fixture(autouse=True)
-    def daemon(self, libvirtd):
+    def daemon(self, libvirtd, request):
+        if os.geteuid() != 0 and "drill" in request.node.name:
+            pytest.skip("only the system's daemon makes networks")
         self.libvirtd = libvirtd
         for network in ("lan", "dmz"):
             libvirtd.define_network(network)

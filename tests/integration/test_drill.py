@@ -83,7 +83,7 @@ def test_an_older_state_can_be_drilled(saved):
     assert set(proofs(saved)) == {first}
 
 
-def test_what_could_not_be_removed_is_told_and_removed_by_the_next_run(saved, monkeypatch):
+def test_what_could_not_be_removed_is_told_and_removed_by_the_next_run(saved, monkeypatch, capfd):
     before = world(saved)
     real = steps._DRILL[Verb.REMOVE]
     failing(monkeypatch, Verb.REMOVE, "db1", TemporaryError("the host is away"))
@@ -91,6 +91,8 @@ def test_what_could_not_be_removed_is_told_and_removed_by_the_next_run(saved, mo
     assert saved.run("drill").exit_code == 5
     assert world(saved) != before
     assert any("remove db1" in line for line in reap("site"))
+    main(["doctor", "-f", str(saved.path)])
+    assert "any run removes it" in " ".join(capfd.readouterr().out.split())
 
     monkeypatch.setitem(steps._DRILL, Verb.REMOVE, real)
     assert reap("site") == []

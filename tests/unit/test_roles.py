@@ -170,6 +170,16 @@ def test_a_writer_takes_no_pack_of_another_size_for_its_own(store, tmp_path):
     session.close()
 
 
+def test_a_restorer_keeps_what_a_drill_proved_and_a_writer_cannot_claim_it(store):
+    _, restorer = as_role("restorer", store)
+    restorer.put_drill("run-1", {"verdict": "passed"})
+
+    with pytest.raises(AccessError):
+        as_role("writer", store)[1].put_drill("run-2", {"verdict": "passed"})
+    assert as_role("writer", store)[1].drills() == {"run-1": {"verdict": "passed"}}
+    assert as_role("collector", store)[1].drills() == {"run-1": {"verdict": "passed"}}
+
+
 def test_a_restorer_reads_everything(store, tmp_path):
     saved = backup(Repository.open(store, KEY), tmp_path / "s", CONTENT)
     _, restorer = as_role("restorer", store)

@@ -27,3 +27,21 @@ def test_locks_that_a_schedule_extends_are_not_told():
     told = notices(loads(FLEET + 'schedules: {prune: {cron: "0 8 * * *"}}\n'))
 
     assert not any(line.startswith("repository.object_lock") for line in told)
+
+
+DRILLS = FLEET.replace("{shelf: ", '{rack: {driver: libvirt, uri: "qemu:///system"}, shelf: ')
+APP = "vms: {app1: {hypervisor: rack, depends_on: [db1], disks: [{name: root, size: 1GiB}]}, db1"
+SCHEDULE = 'schedules: {drill: {cron: "0 6 * * 0"}}\n'
+
+
+def test_a_scheduled_drill_that_would_be_refused_is_told():
+    told = notices(loads(DRILLS.replace("vms: {db1", APP) + SCHEDULE))
+
+    assert any("schedules.drill: a drill is refused, for app1 has no guest agent" in line for line in told)
+
+
+def test_a_scheduled_drill_of_vms_with_agents_or_of_images_is_not_told():
+    spoken = APP.replace("rack,", "rack, guest: {agent: true},")
+    told = notices(loads(DRILLS.replace("vms: {db1", spoken) + SCHEDULE))
+
+    assert not any("drill" in line for line in told)

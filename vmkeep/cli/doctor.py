@@ -25,6 +25,7 @@ from vmkeep.disks import tools
 from vmkeep.errors import AccessError, TemporaryError, UnsupportedError, VmkeepError
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import instant, repositories, serving
+from vmkeep.operations.reap import left_by_drills
 from vmkeep.operations.state import state_folder
 from vmkeep.units import GiB, format_size
 
@@ -170,6 +171,7 @@ def _fleet(path: Path) -> Iterator[Check]:
         yield Check("fleet file", good=True, found=f"{path}: fleet {file.fleet.fleet}")
         yield from _hypervisors(file)
         yield from _served(file)
+        yield from _drilled(file)
         yield from _place(file, "repository")
         for name in file.fleet.repository.copies:
             yield from _place(file.at(name), f"copy {name}")
@@ -227,6 +229,13 @@ def _object_lock(file: FleetFile, what: str) -> Check:
         away = f"{skew.total_seconds():.0f} s away from the service's"
         found = (*found, f"this machine's clock is {away}: set it, for locks end by the service's")
     return Check(what, good=not found, found="; ".join(found) or "a locked object was not deleted")
+
+
+def _drilled(file: FleetFile) -> Iterator[Check]:
+    """Look for what killed drills left."""
+    for name in left_by_drills(file.fleet.fleet):
+        found = "was killed, and what it made is still there: any run removes it, such as 'vmkeep verify'"
+        yield Check(f"drill {name}", good=False, found=found)
 
 
 def _served(file: FleetFile) -> Iterator[Check]:

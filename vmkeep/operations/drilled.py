@@ -43,17 +43,17 @@ def require_drillable(fleet: Fleet, vms: Iterable[str], facts: Facts) -> None:
     Raises:
         UnsupportedError: names all of them.
     """
-    mute = [
-        name
-        for name in vms
-        if fleet.vms[name].hypervisor not in facts.powered_off
-        and not ((guest := fleet.vms[name].guest) and guest.agent)
-    ]
-    if mute:
+    found = mute(fleet, (name for name in vms if fleet.vms[name].hypervisor not in facts.powered_off))
+    if found:
         raise UnsupportedError(
-            f"VM {', '.join(mute)}: in a drill's isolated network only the guest agent leads into a VM: "
+            f"VM {', '.join(found)}: in a drill's isolated network only the guest agent leads into a VM: "
             "declare guest: {agent: true}, or drill services that do not need it"
         )
+
+
+def mute(fleet: Fleet, vms: Iterable[str]) -> list[str]:
+    """Return those VMs that declare no guest agent."""
+    return [name for name in vms if not ((guest := fleet.vms[name].guest) and guest.agent)]
 
 
 def measure(fleet: Fleet, report: RunReport, points: Mapping[str, str]) -> DrillResult:

@@ -57,6 +57,11 @@ def _dead(fleet: str) -> Iterator[Run]:
                 dead.forget()
 
 
+def left_by_drills(fleet: str) -> list[str]:
+    """Return the runs of drills that died, and of which something may be there still."""
+    return [dead.id for dead in _dead(fleet) if dead.plan.operation == "drill" and not torn_down(dead)]
+
+
 def torn_down(dead: Run) -> bool:
     """Tell whether nothing of a drill is left."""
     outcomes = dead.outcomes()

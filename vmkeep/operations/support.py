@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmkeep.errors import UnsupportedError
+from vmkeep.fleet import dependencies
 from vmkeep.hypervisors.open import open_hypervisor
+from vmkeep.operations.drilled import drilled_vms, mute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,6 +33,7 @@ def notices(file: FleetFile) -> list[str]:
             "removes what it does not keep"
         )
     told += _locks(file)
+    told += _drills(file)
     return told
 
 
@@ -47,6 +50,24 @@ def _locks(file: FleetFile) -> Iterator[str]:
                 f"repository.copies.{name}.object_lock: schedules.prune is for the repository itself; "
                 f"'vmkeep prune --repository {name}' extends the locks of the copy"
             )
+
+
+def _drills(file: FleetFile) -> Iterator[str]:
+    """Tell what a scheduled drill will be refused for."""
+    fleet = file.fleet
+    if fleet.schedules.drill is None:
+        return
+    drilled = dependencies(fleet, drilled_vms(fleet, ()))
+    running = [
+        name
+        for name in fleet.vms
+        if name in drilled and fleet.hypervisors[fleet.vms[name].hypervisor].driver != "images"
+    ]
+    if found := mute(fleet, running):
+        yield (
+            f"schedules.drill: a drill is refused, for {', '.join(found)} has no guest agent: declare guest: "
+            "{agent: true}, or name services in objectives that do not need it"
+        )
 
 
 def require_supported(file: FleetFile, vms: Iterable[str]) -> None:
