@@ -54,6 +54,14 @@ def test_the_demo_restores_dependencies_first(played):
 
 
 @pytest.mark.e2e
+def test_the_demo_runs_real_guests_and_loses_nothing(played):
+    _, done = played
+
+    assert "SKIPPED" not in done.stdout
+    assert "its PostgreSQL has 20,500 orders" in done.stdout
+
+
+@pytest.mark.e2e
 def test_the_demo_leaves_no_process_and_no_mount(played):
     folder, _ = played
 

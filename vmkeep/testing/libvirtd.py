@@ -196,6 +196,8 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
 
 def _wait(server: Libvirtd) -> None:
     deadline = time.monotonic() + _READY_S
+    # What is not there yet is no error; libvirt would print it.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
     last: object = ""
     while server.process.poll() is None and time.monotonic() < deadline:
         try:
