@@ -49,12 +49,12 @@ class Stopwatch(Silent):
     """Notes when steps are over."""
 
     def __init__(self) -> None:
-        self.begun = time.monotonic()
+        self.since = time.monotonic()
         self.after: dict[str, float] = {}
 
     def ended(self, step: Step, outcome: Outcome, report: StepReport | None) -> None:  # noqa: ARG002
         """Note when."""
-        self.after[step.verb.value] = time.monotonic() - self.begun
+        self.after[step.verb.value] = time.monotonic() - self.since
 
 
 def fill(tree: Path, size: int) -> None:

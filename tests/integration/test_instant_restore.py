@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 import libvirt
 import pytest
 
+from vmkeep.cli import main
 from vmkeep.disks import qemu_img
-from vmkeep.errors import SourceError, TemporaryError, UnsupportedError
+from vmkeep.errors import InputError, SourceError, TemporaryError, UnsupportedError
 from vmkeep.guests.agent import AgentGuest
 from vmkeep.operations import instant, repositories, serving
 from vmkeep.operations.direct import run_direct
@@ -302,6 +303,20 @@ def test_what_is_served_is_not_collected_though_it_is_forgotten(rack):
         assert repository.collect(now=later).waits_for
     finish(rack)
 
+    assert_whole(rack)
+
+
+def test_the_command_line_shows_what_streams_in_and_waits_for_it(rack, capsys):
+    report_of_a_killed_restore(rack)
+    with pytest.raises(InputError, match="vmkeep stream db2"):
+        rack.run("restore", instant=True, rename={"db1": "db2"})
+
+    assert main(["stream", "-f", str(rack.path), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["vm"], found["server"], sorted(found["disks"])) == ("db2", True, ["data", "root"])
+    assert main(["stream", "db2", "-f", str(rack.path)]) == 0
+    assert main(["stream", "-f", str(rack.path)]) == 0
+    assert "all restored VMs have all of their data" in capsys.readouterr().out
     assert_whole(rack)
 
 

@@ -13,8 +13,8 @@ from vmkeep import errors
 from vmkeep.cli import main
 
 COMMANDS = (
-    "init", "validate", "schema", "plan", "graph", "configure", "backup", "restore", "verify", "points",
-    "show", "doctor", "import", "up", "down", "deploy",
+    "init", "validate", "schema", "plan", "graph", "configure", "backup", "restore", "stream", "verify",
+    "points", "show", "doctor", "import", "up", "down", "deploy",
 )  # fmt: skip
 
 

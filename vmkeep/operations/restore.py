@@ -40,6 +40,11 @@ def require_free(hypervisor: Hypervisor, name: str, request: Request) -> None:
     """
     target = request.rename.get(name, name)
     if not request.overwrite and hypervisor.exists(target):
+        if hypervisor.streams is not None and hypervisor.streams.behind(target):
+            raise InputError(
+                f"VM {target} was restored instantly, and not all of its data is there: 'vmkeep stream "
+                f"{target}' goes on with that; say --overwrite to restore it anew"
+            )
         raise InputError(
             f"VM {target} exists: say --overwrite to replace what is restored, or restore it under "
             f"another name with --as {name}={name}-restored"
