@@ -212,7 +212,8 @@ def _wait(server: Libvirtd) -> None:
         for name in ("start.log", "libvirtd.log")
         if (server.folder / name).exists()
     )
-    raise SourceError(f"libvirtd did not start within {_READY_S:.0f} s: {last}: {logs}")
+    how = "ended" if server.process.poll() is not None else f"did not answer within {_READY_S:.0f} s"
+    raise SourceError(f"libvirtd {how}: {logs.strip() or last}")
 
 
 def _end_guests(folder: Path) -> None:
