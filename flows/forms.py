@@ -27,6 +27,9 @@ _WORDS: Final = {
     "points": 'Recovery points to use, VM to session, such as {"db1": "20261124T010000123Z-…"}.',
     "rename": 'Restore under other names, VM to name, such as {"db1": "db1-copy"}.',
     "bandwidth": "Bytes a second that stream into each disk of VMs that were started at once; 0: no limit.",
+    "networks": 'Other networks, the new one by the one that a VM was on, such as {"VMNetwork": "dmz"}.',
+    "storage": "Where the disks of VMs that do not exist are made; none means where they were.",
+    "hypervisor": "Restore to this hypervisor; none means each VM to its own.",
     "dependencies": "Restore also all that these VMs depend on.",
     "overwrite": "Replace VMs that exist. Without it, no VM that exists is touched.",
     "instant": "Start the VMs at once, from their recovery points. Not on all hypervisors.",
@@ -68,6 +71,9 @@ def request(operation: Operation, parameters: dict[str, Any]) -> Request:
         overwrite=bool(parameters.get("overwrite")),
         instant=bool(parameters.get("instant")),
         bandwidth=int(parameters.get("bandwidth") or 0),
+        networks=dict(parameters.get("networks") or {}),
+        storage=parameters.get("storage"),
+        hypervisor=parameters.get("hypervisor"),
         repository=parameters.get("repository"),
         copies=tuple(parameters.get("copies") or ()),
         packs=bool(parameters.get("packs")),
@@ -113,6 +119,9 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
             ("overwrite", bool, False),
             ("instant", bool, False),
             ("bandwidth", Annotated[int, Field(ge=0)], 0),
+            ("networks", dict[str, str], {}),
+            ("storage", str | None, None),
+            ("hypervisor", _one_of(tuple(fleet.hypervisors)) | None, None),
         ]
     if operation == "verify":
         fields.append(("packs", bool, False))

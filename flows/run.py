@@ -64,6 +64,9 @@ def parameters(request: Request) -> dict[str, Any]:
             "overwrite": request.overwrite,
             "instant": request.instant,
             "bandwidth": request.bandwidth,
+            "networks": request.networks,
+            "storage": request.storage,
+            "hypervisor": request.hypervisor,
         }
     if request.operation == "verify":
         given |= {"percent": request.share * 100, "packs": request.packs}

@@ -7,7 +7,7 @@ import libvirt
 import pytest
 
 from vmkeep.components.guest import writable
-from vmkeep.errors import SourceChangedError, TemporaryError, UnsupportedError
+from vmkeep.errors import InputError, SourceChangedError, TemporaryError, UnsupportedError
 from vmkeep.guests.agent import AgentGuest
 from vmkeep.hypervisors.libvirt.machine import parse, read
 from vmkeep.operations import repositories
@@ -136,6 +136,72 @@ def test_a_copy_has_an_identity_and_disks_of_its_own_and_the_difference_is_told(
     assert {line.split(":")[0] for line in report.steps["configure db1"].details} >= {
         "~ name", "~ uuid", "~ networks.lan", "~ disks.root",
     }  # fmt: skip
+
+
+ON_LAN = "vms:\n  db1: {networks: [lan], disks: [{name: root, size: 64MiB}, {name: data, size: 16MiB}]}\n"
+
+
+@pytest.fixture
+def on_lan(rack):
+    """A VM on a network, powered off and saved."""
+    rack.declare(ON_LAN)
+    rack.domain("db1").destroy()
+    rack.run("configure")
+    assert rack.run("backup").exit_code == 0
+    return rack
+
+
+def test_a_copy_may_lie_in_another_pool_and_on_another_network(on_lan):
+    on_lan.daemon.define_network("dmz")
+    fast = on_lan.daemon.define_pool("fast")
+    before = [on_lan.digest("db1", disk) for disk in ("root", "data")]
+    report = on_lan.run("restore", rename={"db1": "db2"}, networks={"lan": "dmz"}, storage="fast")
+
+    copy = machine(on_lan, "db2")
+    assert [card.network for card in copy.cards] == ["dmz"]
+    assert {disk.path.parent for disk in copy.disks} == {fast}
+    assert [on_lan.digest("db2", disk) for disk in ("root", "data")] == before
+    assert "~ networks.lan: lan -> dmz" in report.steps["configure db1"].details
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"networks": {"lan": "nowhere"}}, "there is no network nowhere"),
+        ({"networks": {"lna": "lan"}}, "no VM that is restored was on network lna"),
+        ({"storage": "nowhere"}, "there is no storage pool nowhere"),
+        ({"hypervisor": "nowhere"}, "there is no hypervisor 'nowhere'"),
+        ({"hypervisor": "here", "instant": True}, "leave --hypervisor out"),
+    ],
+)
+def test_a_place_that_is_not_there_is_refused_before_anything_is_made(on_lan, how, words):
+    before = files(on_lan)
+
+    with pytest.raises(InputError, match=words):
+        on_lan.run("restore", rename={"db1": "db2"}, **how)
+    assert files(on_lan) == before
+    assert not on_lan.hypervisor.exists("db2")
+
+
+def test_the_disks_of_a_vm_that_exists_do_not_move(on_lan):
+    on_lan.daemon.define_pool("fast")
+    before = files(on_lan)
+
+    report = on_lan.run("restore", overwrite=True, storage="fast")
+    assert "its disks stay where they are" in str(report.errors["configure db1"])
+    assert files(on_lan) == before
+
+
+def test_a_vm_is_restored_to_another_hypervisor_of_the_fleet(rack):
+    before = digests(rack, "db1")
+    rack.domain("db1").destroy()
+    other = f'hypervisors: {{there: {{driver: libvirt, uri: "{rack.daemon.uri}&there=1"}}, here: '
+    rack.path.write_text(rack.path.read_text().replace("hypervisors: {here: ", other))
+
+    report = rack.run("restore", rename={"db1": "db2"}, hypervisor="there")
+    assert report.exit_code == 0, report.errors
+    assert report.steps["place db1"].text == "on there as db2"
+    assert digests(rack, "db2") == before
 
 
 def test_after_a_restore_nothing_is_inherited_from_the_disk_that_was_replaced(rack):

@@ -40,6 +40,9 @@ class Choice:
     owners: bool
     instant: bool = False
     bandwidth: str | None = None
+    networks: tuple[str, ...] = ()
+    storage: str | None = None
+    hypervisor: str | None = None
 
     @property
     def of_files(self) -> bool:
@@ -63,6 +66,9 @@ def request_of(choice: Choice, fleet: Path, repository: str | None) -> Request:
         at=choice.at,
         points=parse_pairs(list(choice.points), option="--point"),
         rename=parse_pairs(list(choice.rename), option="--as"),
+        networks=parse_pairs(list(choice.networks), option="--network", example="VMNetwork=dmz"),
+        storage=choice.storage,
+        hypervisor=choice.hypervisor,
         instant=choice.instant,
         bandwidth=rate(choice.bandwidth),
         overwrite=choice.overwrite,
@@ -126,6 +132,8 @@ def _check(choice: Choice) -> None:
         raise InputError("say either --to or --tar")
     if choice.of_files and (choice.rename or choice.dependencies):
         raise InputError("--as and --with-dependencies are for restores into VMs, not for --to or --tar")
+    if choice.of_files and (choice.networks or choice.storage or choice.hypervisor):
+        raise InputError("--network, --storage and --hypervisor are for VMs, not for --to or --tar")
     if choice.of_files and choice.instant:
         raise InputError("--instant is for restores into VMs, not for --to or --tar")
     if choice.bandwidth is not None and not choice.instant:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -171,6 +171,19 @@ class Streams(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What of a VM that is restored is to be elsewhere than it was."""
+
+    networks: Mapping[str, str] = field(default_factory=dict)
+    """The network that a card is to be on, by the one that it was on."""
+    storage: str | None = None
+    """Where the disks of a VM that does not exist yet are made; by default where they were."""
+
+
+AS_IT_WAS: Final = Elsewhere()
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A VM that a hypervisor has, whoever made it."""
 
@@ -303,12 +316,27 @@ class Hypervisor(Protocol):
     def release(self, snapshot: Snapshot) -> None:
         """Drop the snapshot, also one that was only prepared; a second call does nothing."""
 
+    def require_place(self, elsewhere: Elsewhere) -> None:
+        """Check that there is what a restore is told to use.
+
+        Raises:
+            InputError: there is no such network or storage; says which there are.
+            UnsupportedError: the driver knows no storage.
+        """
+
     def create(
-        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+        self,
+        name: str,
+        definition: str,
+        *,
+        overwrite: bool,
+        drill: str | None = None,
+        elsewhere: Elsewhere = AS_IT_WAS,
     ) -> Sequence[Change]:
         """Create the VM from a captured definition, without disks, for a restore.
 
         Args:
+            elsewhere: What is not to be where it was. It is of no meaning in a drill.
             drill: The isolated network of a drill (see `isolate`). The VM is attached to nothing else, and
                 to nothing of the host that others use; it carries a mark, from its first moment, that
                 lets `remove` take it. It must have another name than it was captured under.
@@ -317,7 +345,8 @@ class Hypervisor(Protocol):
             What of the definition had to be changed to fit here, such as network addresses of a copy.
 
         Raises:
-            InputError: it exists and *overwrite* is false, or it exists and was not made for this drill.
+            InputError: it exists and *overwrite* is false, or it exists and was not made for this drill, or
+                it exists and its disks would have to move to another storage.
             SourceError: it runs.
         """
 

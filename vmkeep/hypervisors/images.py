@@ -20,7 +20,7 @@ from vmkeep.disks.device import Image
 from vmkeep.errors import InputError, SourceError, UnsupportedError, VmkeepError
 from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import host, reconcile
-from vmkeep.hypervisors.base import Change, DiskState, Found, MachineState, Snapshot
+from vmkeep.hypervisors.base import AS_IT_WAS, Change, DiskState, Found, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
 from vmkeep.hypervisors.drilled import require_copy, require_mark
 from vmkeep.hypervisors.still import find_disk, still_disk
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
-    from vmkeep.hypervisors.base import Capacity
+    from vmkeep.hypervisors.base import Capacity, Elsewhere
 
 _FORMATS: Final = {"qcow2": "qcow2", "raw": "raw", "img": "raw", "vmdk": "vmdk", "vhdx": "vhdx"}
 """Format by extension, for images that no definition names."""
@@ -145,8 +145,21 @@ class ImagesHypervisor:
     def release(self, snapshot: Snapshot) -> None:
         """Do nothing: a snapshot of powered-off images is only a record."""
 
+    def require_place(self, elsewhere: Elsewhere) -> None:
+        """Refuse a storage, for there is one place only; a network is but a name here."""
+        if elsewhere.storage is not None:
+            raise UnsupportedError(
+                f"a storage is not supported by driver images (hypervisor {self.name}): leave it out"
+            )
+
     def create(
-        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+        self,
+        name: str,
+        definition: str,
+        *,
+        overwrite: bool,
+        drill: str | None = None,
+        elsewhere: Elsewhere = AS_IT_WAS,
     ) -> Sequence[Change]:
         """Write the VM's definition, for a restore; disks that are there stay as they are."""
         captured = definitions.parse(definition, where=f"the captured definition of VM {name}")
@@ -157,6 +170,7 @@ class ImagesHypervisor:
             captured = captured.attached(drill)
         if captured.name != name:
             captured, changes = reconcile.renamed(captured, name)
+        captured, moved = reconcile.connected(captured, elsewhere.networks)
         folder = self._folder(name)
         if self.exists(name) and not overwrite:
             raise InputError(
@@ -174,7 +188,7 @@ class ImagesHypervisor:
                 if (folder / disk.file).exists():
                     captured = captured.with_disk(disk)
             definitions.write(folder, captured)
-        return changes
+        return [*changes, *moved]
 
     def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
         """Open a new image beside the one of that name, which it replaces in `commit_disks`."""

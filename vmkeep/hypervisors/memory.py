@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import InputError, SourceChangedError, SourceError
+from vmkeep.errors import InputError, SourceChangedError, SourceError, UnsupportedError
 from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import host, reconcile
-from vmkeep.hypervisors.base import Change, DiskState, Found, MachineState, Snapshot
+from vmkeep.hypervisors.base import AS_IT_WAS, Change, DiskState, Found, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
 from vmkeep.hypervisors.drilled import require_copy, require_isolated, require_mark
 from vmkeep.hypervisors.memory_disk import MemoryDisk
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent, Image
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
-    from vmkeep.hypervisors.base import Capacity
+    from vmkeep.hypervisors.base import Capacity, Elsewhere
 
 _snapshots = itertools.count()
 
@@ -179,8 +179,21 @@ class MemoryHypervisor:
         for machine in snapshot.machines.values():
             self._held.pop(machine.socket, None)
 
+    def require_place(self, elsewhere: Elsewhere) -> None:
+        """Refuse a storage, for there is one place only; a network is but a name here."""
+        if elsewhere.storage is not None:
+            raise UnsupportedError(
+                f"a storage is not supported by driver memory (hypervisor {self.name}): leave it out"
+            )
+
     def create(
-        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+        self,
+        name: str,
+        definition: str,
+        *,
+        overwrite: bool,
+        drill: str | None = None,
+        elsewhere: Elsewhere = AS_IT_WAS,
     ) -> Sequence[Change]:
         """Make the VM from a captured definition; disks that are there stay as they are."""
         captured = definitions.parse(definition, where=f"the captured definition of VM {name}")
@@ -198,10 +211,11 @@ class MemoryHypervisor:
         changes: Sequence[Change] = ()
         if captured.name != name:
             captured, changes = reconcile.renamed(captured, name)
+        captured, moved = reconcile.connected(captured, elsewhere.networks)
         for disk in before.definition.disks if before else ():
             captured = captured.with_disk(disk)
         self._machines[name] = _Machine(captured, before.disks if before else {}, drill=drill)
-        return changes
+        return [*changes, *moved]
 
     def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
         """Open a new disk, which replaces one of that name in `commit_disks`."""

@@ -10,7 +10,7 @@ from vmkeep.hypervisors.definition import Definition, DiskFile
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vmkeep.fleet.model import VM, DiskConfig
 
@@ -49,6 +49,17 @@ def differences(
     for disk in vm.disks:
         changes += _disk(name, disk, actual.disk(disk.name) if actual else None)
     return changes
+
+
+def connected(captured: Definition, networks: Mapping[str, str]) -> tuple[Definition, list[Change]]:
+    """Return a definition with cards on other networks, the new one by the old one; and what differs."""
+    cards, changes = [], []
+    for card in captured.networks:
+        network = networks.get(card.network, card.network)
+        if network != card.network:
+            changes.append(Change(f"networks.{card.network}", card.network, network, applied=True))
+        cards.append(card.model_copy(update={"network": network}))
+    return captured.model_copy(update={"networks": tuple(cards)}), changes
 
 
 def renamed(captured: Definition, name: str) -> tuple[Definition, tuple[Change, ...]]:

@@ -41,7 +41,7 @@ def begin(request: Request, *, suffix: str | None = None) -> Run:
         for folder in (state_folder(file.fleet.fleet) / "runs").glob(f"*-{suffix}"):
             return _continued(Run.reopen(folder))
     request = chosen(file, request)
-    plan, points = prepare(file.at(request.repository), request)
+    plan, points = prepare(file.at(request.repository).on(request.hypervisor), request)
     left = reap(file.fleet.fleet)
     run = Run.begin(name, request, plan, points)
     run.troubles = tuple(left)

@@ -12,7 +12,7 @@ from vmkeep.operations import repositories
 from vmkeep.operations.choose import choose_points
 from vmkeep.operations.drilled import drilled_vms, require_drillable
 from vmkeep.operations.prune import pruned_vms
-from vmkeep.operations.restore import require_free
+from vmkeep.operations.restore import elsewhere, require_free
 from vmkeep.operations.support import require_supported
 from vmkeep.planning import (
     Facts,
@@ -118,10 +118,13 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
     if unknown:
         raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
     instantly = request.instant and request.operation == "restore"
+    if instantly and request.hypervisor is not None:
+        raise InputError("--instant restores a VM to its own hypervisor: leave --hypervisor out")
     if instantly:
         require_instant(file, selection)
     with repositories.open_repository(file) as repository:
         points = choose_points(file.fleet, selection, repository, request)
+        _require_known(request.networks, [repository.point(vm, one).definition for vm, one in points.items()])
         fitting = whole_only if instantly else not_on_disks
         written = fleets.Selection(
             {
@@ -142,7 +145,20 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
         hypervisor = file.fleet.vms[name].hypervisor
         driver = open_hypervisor(hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent)
         require_free(driver, name, request)
+        driver.require_place(elsewhere(request))
     return plan_restore(file.fleet, written, known, instant=request.instant), points
+
+
+def _require_known(networks: Iterable[str], definitions: Sequence[str]) -> None:
+    """Check that a VM was on the networks to be replaced: a mistyped one would leave a copy where it was.
+
+    Raises:
+        InputError: no VM was on one of them.
+    """
+    for network in networks:
+        quoted = (f'"{network.removeprefix("bridge:")}"', f"'{network.removeprefix('bridge:')}'")
+        if network != "user" and not any(one in text for one in quoted for text in definitions):
+            raise InputError(f"--network {network}=…: no VM that is restored was on network {network}")
 
 
 def _runs_from_server(file: FleetFile, point: Point, selection: Selection) -> bool:

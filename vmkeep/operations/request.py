@@ -32,6 +32,12 @@ class Request(BaseModel):
     """VM to session: the recovery points to restore or verify; chosen by `at` when not said."""
     rename: dict[str, str] = {}
     """VM to the name it is restored under."""
+    networks: dict[str, str] = {}
+    """Restore onto other networks: the new one by the one that a VM was on."""
+    storage: str | None = None
+    """Where the disks of restored VMs are made; by default where they were."""
+    hypervisor: str | None = None
+    """Restore to this hypervisor of the fleet file; by default each VM to its own."""
     instant: bool = False
     """Restore VMs so that they run at once, and their data streams in behind them; a drill does so where it
     can, and never copies the data."""
@@ -57,17 +63,17 @@ class Request(BaseModel):
         return None if self.at is None else self.at.astimezone(UTC)
 
 
-def parse_pairs(pairs: list[str], *, option: str) -> dict[str, str]:
+def parse_pairs(pairs: list[str], *, option: str, example: str = "db1=db1-copy") -> dict[str, str]:
     """Return *pairs* such as ``db1=db1-copy`` as a mapping.
 
     Raises:
-        InputError: one has no ``=``, or a VM is named twice.
+        InputError: one has no ``=``, or something is named twice.
     """
     parsed: dict[str, str] = {}
     for pair in pairs:
         left, equals, right = pair.partition("=")
         if not (left and equals and right):
-            raise InputError(f"{option} {pair!r}: write VM=VALUE, for example {option} db1=db1-copy")
+            raise InputError(f"{option} {pair!r}: write NAME=VALUE, for example {option} {example}")
         if left in parsed:
             raise InputError(f"{option}: {left} is named twice")
         parsed[left] = right

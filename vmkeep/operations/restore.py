@@ -11,6 +11,7 @@ from vmkeep.components.open import open_component
 from vmkeep.components.subject import Subject
 from vmkeep.errors import InputError, NotFoundError
 from vmkeep.fleet import PRIMARY
+from vmkeep.hypervisors.base import Elsewhere
 from vmkeep.operations import serving
 from vmkeep.operations.configure import lines
 from vmkeep.operations.report import StepReport
@@ -51,12 +52,20 @@ def require_free(hypervisor: Hypervisor, name: str, request: Request) -> None:
         )
 
 
+def elsewhere(request: Request) -> Elsewhere:
+    """Return what a restore is to put elsewhere than it was."""
+    return Elsewhere(request.networks, request.storage)
+
+
 def create(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     """Create the VM as it was when it was saved."""
     (name,) = step.vms
     point = run.point(name)
     changes = run.hypervisor_of(name).create(
-        run.target(name), point.definition, overwrite=run.request.overwrite
+        run.target(name),
+        point.definition,
+        overwrite=run.request.overwrite,
+        elsewhere=elsewhere(run.request),
     )
     written = {one.component for one in run.plan.steps.values() if one.vms == step.vms and one.component}
     along = sorted(set(point.components) - written)

@@ -68,7 +68,7 @@ class Run:
         self.plan = plan
         self.chosen = dict(points)
         self.taken = Taken(folder)
-        self.file: FleetFile = fleets.load(request.fleet).at(request.repository)
+        self.file: FleetFile = fleets.load(request.fleet).at(request.repository).on(request.hypervisor)
         self.cancelled: Final = threading.Event()
         """Set when the run was interrupted: what only waits for something need not any more."""
         self._mutex = threading.RLock()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vmkeep.errors import InputError, SourceChangedError, SourceError
+from vmkeep.errors import InputError, SourceChangedError, SourceError, UnsupportedError
 from vmkeep.fleet.model import VM
+from vmkeep.hypervisors.base import Elsewhere
 from vmkeep.testing.disks import read
 from vmkeep.units import MiB
 
@@ -182,6 +183,21 @@ class HypervisorContract(ABC):
         hypervisor.commit_disks("db2", ["root"])
         copy = hypervisor.snapshot("g", {"db2": declare()}).machines["db2"].definition
         assert set(_addresses(copy)).isdisjoint(_addresses(definition))
+
+    def test_a_copy_may_be_on_another_network_and_that_is_told(self) -> None:
+        hypervisor = self.configured(networks=["lan", "dmz"])
+        definition = hypervisor.snapshot("g", {"db1": declare()}).machines["db1"].definition
+
+        elsewhere = Elsewhere({"lan": "dmz"})
+        hypervisor.require_place(elsewhere)
+        changes = hypervisor.create("db2", definition, overwrite=False, elsewhere=elsewhere)
+        (found,) = [one.definition for one in hypervisor.inventory() if one.definition.name == "db2"]
+        assert [card.network for card in found.networks] == ["dmz", "dmz"]
+        assert ("networks.lan", "lan", "dmz") in [(one.what, one.actual, one.declared) for one in changes]
+
+    def test_a_storage_that_is_not_there_is_refused_before_anything_is_made(self) -> None:
+        with pytest.raises((InputError, UnsupportedError), match="storage"):
+            self.open().require_place(Elsewhere(storage="nowhere"))
 
     def test_releasing_a_snapshot_twice_is_fine(self) -> None:
         hypervisor = self.configured()

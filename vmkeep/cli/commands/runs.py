@@ -85,6 +85,16 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
         list[str] | None,
         typer.Option(metavar="PATH", help="With --to: only this file or folder of the guest. Repeatable."),
     ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="Connect what was on network OLD to NEW. Repeatable."),
+    ] = None,
+    storage: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Make the disks there (libvirt: a storage pool).")
+    ] = None,
+    hypervisor: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Restore to this hypervisor of the fleet file.")
+    ] = None,
     repository: options.Repository = None,
     resume: options.Resume = None,
     *,
@@ -119,6 +129,7 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
         rename=tuple(rename or ()), overwrite=overwrite, dependencies=with_dependencies,
         folder=to, tar=tar, paths=tuple(path or ()), owners=not no_owners,
         instant=instant, bandwidth=bandwidth,
+        networks=tuple(network or ()), storage=storage, hypervisor=hypervisor,
     )  # fmt: skip
     request = request_of(choice, fleet, repository)
     if choice.of_files:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors.base import Change
+from vmkeep.hypervisors.libvirt import build
 from vmkeep.hypervisors.libvirt.machine import disk_elements, name_disks, read, target_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,28 @@ def rename(root: ET.Element, name: str) -> Iterator[Change]:
             mac.set("address", card.mac)
         yield Change(f"networks.{card.network}", old.mac, card.mac, applied=True)
     yield from _own_files(root, captured.name, name)
+
+
+def connect(root: ET.Element, networks: Mapping[str, str]) -> Iterator[Change]:
+    """Put network adapters onto other networks; what the guest sees of them stays.
+
+    Args:
+        networks: the new one (or `bridge:NAME`, `user`) by the old one.
+    """
+    for element, card in zip(root.findall("devices/interface"), read(root).cards, strict=True):
+        wanted = networks.get(card.network)
+        if wanted is None or wanted == card.network:
+            continue
+        model = build.card(definitions.NetworkCard(network=wanted, mac=card.mac))
+        for tag in ("source", "target", "virtualport", "vlan", "port"):
+            for old in element.findall(tag):
+                element.remove(old)
+        element.attrib.clear()
+        element.set("type", model.get("type", ""))
+        source = model.find("source")
+        if source is not None:
+            element.insert(0, source)
+        yield Change(f"networks.{card.network}", card.network, wanted, applied=True)
 
 
 def identify(root: ET.Element, identity: str) -> Iterator[Change]:

@@ -73,7 +73,7 @@ class Configure:
         wanted = self._wanted(name, vm, None)
         changes = reconcile.differences(name, vm, None, wanted, adopted=False)
         iso = pools.find_iso(self._connection, vm.iso) if vm.iso is not None else None
-        self._require_networks(vm.networks)
+        require_networks(self._connection, vm.networks)
         if not apply:
             return changes
         kind = acceleration.domain_type(self._connection, arch=build.ARCH, machine=build.MACHINE)
@@ -153,21 +153,22 @@ class Configure:
             disks.append(disk)
         return definitions.declared(name, vm, actual=actual, disks=tuple(disks))
 
-    def _require_networks(self, networks: Sequence[str]) -> None:
-        """Check that the networks are there.
 
-        Raises:
-            InputError: one is not; says which there are.
-        """
-        with translated(f"networks at {self._connection.uri}"):
-            known = sorted(network.name() for network in self._connection.get().listAllNetworks())
-        for network in networks:
-            if network != "user" and not network.startswith("bridge:") and network not in known:
-                there = ", ".join(known) or "none"
-                raise InputError(
-                    f"there is no network {network} at {self._connection.uri} (there is: {there}): "
-                    "make it with virsh net-define, or name a bridge of the host as bridge:NAME"
-                )
+def require_networks(connection: Connection, networks: Sequence[str]) -> None:
+    """Check that the networks are there.
+
+    Raises:
+        InputError: one is not; says which there are.
+    """
+    with translated(f"networks at {connection.uri}"):
+        known = sorted(network.name() for network in connection.get().listAllNetworks())
+    for network in networks:
+        if network != "user" and not network.startswith("bridge:") and network not in known:
+            there = ", ".join(known) or "none"
+            raise InputError(
+                f"there is no network {network} at {connection.uri} (there is: {there}): "
+                "make it with virsh net-define, or name a bridge of the host as bridge:NAME"
+            )
 
 
 def _refuse(name: str, machine: Machine, wanted: Definition, changes: Sequence[Change]) -> None:

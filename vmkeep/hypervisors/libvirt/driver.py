@@ -12,11 +12,11 @@ from vmkeep.disks import images, scratch
 from vmkeep.disks.device import Image
 from vmkeep.disks.nbd_device import NbdDevice
 from vmkeep.errors import SourceError, TemporaryError
-from vmkeep.hypervisors.base import Change, MachineState, Snapshot
-from vmkeep.hypervisors.libvirt import backup_job, belongings, inventory
+from vmkeep.hypervisors.base import AS_IT_WAS, Change, MachineState, Snapshot
+from vmkeep.hypervisors.libvirt import backup_job, belongings, inventory, pools
 from vmkeep.hypervisors.libvirt.agent import LibvirtAgent
 from vmkeep.hypervisors.libvirt.capture import Capture, path_of
-from vmkeep.hypervisors.libvirt.configure import Configure
+from vmkeep.hypervisors.libvirt.configure import Configure, require_networks
 from vmkeep.hypervisors.libvirt.connection import shared, translated
 from vmkeep.hypervisors.libvirt.drill import Drill
 from vmkeep.hypervisors.libvirt.machine import parse, read
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent
     from vmkeep.fleet.model import VM
-    from vmkeep.hypervisors.base import Capacity, Found
+    from vmkeep.hypervisors.base import Capacity, Elsewhere, Found
 
 _STOP_S: Final = 120.0
 _POLL_S: Final = 0.2
@@ -139,11 +139,23 @@ class LibvirtHypervisor:
         for machine in snapshot.machines.values():
             self._capture.release(machine)
 
+    def require_place(self, elsewhere: Elsewhere) -> None:
+        """Check that the networks and the storage pool are there."""
+        require_networks(self._connection, [*elsewhere.networks.values()])
+        if elsewhere.storage is not None:
+            pools.folder(self._connection, elsewhere.storage)
+
     def create(
-        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+        self,
+        name: str,
+        definition: str,
+        *,
+        overwrite: bool,
+        drill: str | None = None,
+        elsewhere: Elsewhere = AS_IT_WAS,
     ) -> Sequence[Change]:
         """Define the domain, for a restore; disks that are there stay as they are."""
-        return self._restore.create(name, definition, overwrite=overwrite, drill=drill)
+        return self._restore.create(name, definition, overwrite=overwrite, drill=drill, elsewhere=elsewhere)
 
     def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
         """Make a new image beside the present one of that name, which it replaces in `commit_disks`."""

@@ -13,6 +13,7 @@ import libvirt
 
 from vmkeep.disks import images, journal, locking, qemu_img
 from vmkeep.errors import AccessError, InputError, NotFoundError, SourceChangedError, SourceError
+from vmkeep.hypervisors.base import AS_IT_WAS
 from vmkeep.hypervisors.drilled import require_copy, require_mark
 from vmkeep.hypervisors.libvirt import adapt, belongings, build, checkpoints, guard, pools, restoring
 from vmkeep.hypervisors.libvirt import drill as drills
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from xml.etree import ElementTree as ET
 
     from vmkeep.disks.device import DiskTarget
-    from vmkeep.hypervisors.base import Change, ServedDisk
+    from vmkeep.hypervisors.base import Change, Elsewhere, ServedDisk
     from vmkeep.hypervisors.libvirt.connection import Connection
     from vmkeep.hypervisors.libvirt.machine import Machine
 
@@ -40,7 +41,13 @@ class Restore:
         self._lock = threading.RLock()
 
     def create(
-        self, name: str, definition: str, *, overwrite: bool, drill: str | None = None
+        self,
+        name: str,
+        definition: str,
+        *,
+        overwrite: bool,
+        drill: str | None = None,
+        elsewhere: Elsewhere = AS_IT_WAS,
     ) -> list[Change]:
         """Define a domain as it was captured; return what had to be adapted."""
         if not definition.lstrip().startswith("<"):
@@ -70,7 +77,13 @@ class Restore:
                     f"VM {name} exists already at {self._connection.uri}: say overwrite, "
                     "or restore under another name"
                 )
+            if domain is not None and elsewhere.storage is not None:
+                raise InputError(
+                    f"VM {name} exists, and its disks stay where they are: restore it under another name to "
+                    f"have them in storage {elsewhere.storage}"
+                )
             changes = [*adapt.rename(root, name)] if name != captured.name else []
+            changes += adapt.connect(root, elsewhere.networks)
             if domain is not None:
                 before = self._finished(domain)
                 self._require_off(domain)
@@ -79,7 +92,7 @@ class Restore:
                 _take_over(root, before)
             else:
                 changes += self._identity(root)
-                changes += adapt.place_disks(root, self._paths(name, captured, None))
+                changes += adapt.place_disks(root, self._paths(name, captured, None, elsewhere.storage))
             if drill is not None:  # first: none of the networks that it was on is of any concern now
                 changes += self._drills.attach(root, captured.name, drill)
             changes += belongings.prepare(self._connection, root, kept)
@@ -230,7 +243,9 @@ class Restore:
             self._define(root)
         return root
 
-    def _paths(self, name: str, captured: Machine, before: Machine | None) -> dict[str, Path]:
+    def _paths(
+        self, name: str, captured: Machine, before: Machine | None, storage: str | None = None
+    ) -> dict[str, Path]:
         """Return the file of each disk: where the VM has it now, or one that nobody has."""
         result: dict[str, Path] = {}
         for disk in captured.disks:
@@ -239,8 +254,8 @@ class Restore:
                 result[disk.name] = present.path
                 continue
             folder = disk.path.parent if disk.path else Path()
-            if not folder.is_dir() or folder == Path():
-                folder = pools.folder(self._connection, None)
+            if storage is not None or not folder.is_dir() or folder == Path():
+                folder = pools.folder(self._connection, storage)
             if name == captured.name and disk.path and not disk.path.exists() and disk.path.parent == folder:
                 result[disk.name] = disk.path
             else:
