@@ -24,6 +24,7 @@ def restore(  # noqa: PLR0913, PLR0917  (the fields of the form)
     overwrite: bool = False,  # noqa: FBT001, FBT002
     instant: bool = False,  # noqa: FBT001, FBT002
     bandwidth: int = 0,
+    disks: list[str] | None = None,
     networks: dict[str, str] | None = None,
     storage: str | None = None,
     hypervisor: str | None = None,
@@ -34,7 +35,7 @@ def restore(  # noqa: PLR0913, PLR0917  (the fields of the form)
         "fleet": fleet, "vms": vms, "components": components, "at": at, "points": points,
         "rename": rename, "dependencies": dependencies, "overwrite": overwrite,
         "instant": instant, "bandwidth": bandwidth,
-        "networks": networks, "storage": storage, "hypervisor": hypervisor,
+        "disks": disks, "networks": networks, "storage": storage, "hypervisor": hypervisor,
         "repository": repository,
     }  # fmt: skip
     return carry_out(forms.request("restore", given))

@@ -64,6 +64,7 @@ def parameters(request: Request) -> dict[str, Any]:
             "overwrite": request.overwrite,
             "instant": request.instant,
             "bandwidth": request.bandwidth,
+            "disks": list(request.disks),
             "networks": request.networks,
             "storage": request.storage,
             "hypervisor": request.hypervisor,

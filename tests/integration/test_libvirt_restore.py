@@ -7,7 +7,7 @@ import libvirt
 import pytest
 
 from vmkeep.components.guest import writable
-from vmkeep.errors import InputError, SourceChangedError, TemporaryError, UnsupportedError
+from vmkeep.errors import InputError, NotFoundError, SourceChangedError, TemporaryError, UnsupportedError
 from vmkeep.guests.agent import AgentGuest
 from vmkeep.hypervisors.libvirt.machine import parse, read
 from vmkeep.operations import repositories
@@ -190,6 +190,25 @@ def test_the_disks_of_a_vm_that_exists_do_not_move(on_lan):
     report = on_lan.run("restore", overwrite=True, storage="fast")
     assert "its disks stay where they are" in str(report.errors["configure db1"])
     assert files(on_lan) == before
+
+
+def test_one_disk_comes_back_and_the_others_stay_as_they_are(rack):
+    saved = digests(rack, "db1")
+    rack.poke("db1", "root", at="0", length="1M", pattern=0x99)
+    rack.poke("db1", "data", at="0", length="2M", pattern=0x98)
+    changed = digests(rack, "db1")
+    rack.domain("db1").destroy()
+
+    assert rack.run("restore", targets=["db1"], disks=["data"], overwrite=True).exit_code == 0
+    assert digests(rack, "db1") == [changed[0], saved[1]]
+    assert len(files(rack)) == 2
+
+
+def test_a_disk_that_was_not_saved_is_refused_before_anything_is_touched(rack):
+    with pytest.raises(NotFoundError, match=r"no such disk as a whole \(they hold data, root\)"):
+        rack.run("restore", disks=["logs"], overwrite=True)
+    with pytest.raises(InputError, match="into a VM that exists"):
+        rack.run("restore", disks=["data"], rename={"db1": "db2"})
 
 
 def test_a_vm_is_restored_to_another_hypervisor_of_the_fleet(rack):

@@ -40,6 +40,7 @@ class Choice:
     owners: bool
     instant: bool = False
     bandwidth: str | None = None
+    disks: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     storage: str | None = None
     hypervisor: str | None = None
@@ -66,6 +67,7 @@ def request_of(choice: Choice, fleet: Path, repository: str | None) -> Request:
         at=choice.at,
         points=parse_pairs(list(choice.points), option="--point"),
         rename=parse_pairs(list(choice.rename), option="--as"),
+        disks=choice.disks,
         networks=parse_pairs(list(choice.networks), option="--network", example="VMNetwork=dmz"),
         storage=choice.storage,
         hypervisor=choice.hypervisor,
@@ -132,6 +134,8 @@ def _check(choice: Choice) -> None:
         raise InputError("say either --to or --tar")
     if choice.of_files and (choice.rename or choice.dependencies):
         raise InputError("--as and --with-dependencies are for restores into VMs, not for --to or --tar")
+    if choice.of_files and choice.disks:
+        raise InputError("--disk is for restores into VMs, not for --to or --tar")
     if choice.of_files and (choice.networks or choice.storage or choice.hypervisor):
         raise InputError("--network, --storage and --hypervisor are for VMs, not for --to or --tar")
     if choice.of_files and choice.instant:

@@ -28,7 +28,7 @@ from vmkeep.planning import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vmkeep.fleet import VM, FleetFile, Selection
     from vmkeep.operations.request import Request
@@ -118,6 +118,10 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
     if unknown:
         raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
     instantly = request.instant and request.operation == "restore"
+    if request.disks and (request.instant or request.networks or request.storage or request.hypervisor):
+        raise InputError(
+            "--disk restores into a VM as it is: leave --instant, --network, --storage, --hypervisor out"
+        )
     if instantly and request.hypervisor is not None:
         raise InputError("--instant restores a VM to its own hypervisor: leave --hypervisor out")
     if instantly:
@@ -126,12 +130,15 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
         points = choose_points(file.fleet, selection, repository, request)
         _require_known(request.networks, [repository.point(vm, one).definition for vm, one in points.items()])
         fitting = whole_only if instantly else not_on_disks
-        written = fleets.Selection(
-            {
-                name: fitting(file.fleet.vms[name], repository.point(name, points[name]), components)
-                for name, components in selection.components.items()
-            }
-        )
+        if request.disks:
+            written = _with_disks(request.disks, selection, repository, points)
+        else:
+            written = fleets.Selection(
+                {
+                    name: fitting(file.fleet.vms[name], repository.point(name, points[name]), components)
+                    for name, components in selection.components.items()
+                }
+            )
         known = facts(file, written, repository, whole=True)
         at_once = {
             name
@@ -141,12 +148,41 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
     if request.operation == "drill":
         require_drillable(file.fleet, selection.vms, known)
         return plan_drill(file.fleet, written, known, instant=at_once), points
-    for name in selection.vms:
+    for name in written.vms:
         hypervisor = file.fleet.vms[name].hypervisor
         driver = open_hypervisor(hypervisor, file.fleet.hypervisors[hypervisor], file.path.absolute().parent)
         require_free(driver, name, request)
         driver.require_place(elsewhere(request))
-    return plan_restore(file.fleet, written, known, instant=request.instant), points
+        if request.disks and not driver.exists(request.rename.get(name, name)):
+            raise InputError(f"--disk restores into a VM that exists, and {name} does not: restore all of it")
+    created = () if request.disks else None
+    return plan_restore(file.fleet, written, known, create=created, instant=request.instant), points
+
+
+def _with_disks(
+    disks: Sequence[str], selection: Selection, repository: Repository, points: Mapping[str, str]
+) -> Selection:
+    """Return the components that hold one of the disks.
+
+    Raises:
+        NotFoundError: no recovery point holds one of them as a whole.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    there: dict[str, None] = {}
+    for name, components in selection.components.items():
+        held = repository.point(name, points[name]).components
+        whole = {one: [*held[one].disks] for one in components if one in held and held[one].disks}
+        there |= dict.fromkeys(disk for names in whole.values() for disk in names)
+        chosen = tuple(one for one, names in whole.items() if {*names} & {*disks})
+        if chosen:
+            found[name] = chosen
+    missing = [disk for disk in disks if disk not in there]
+    if missing:
+        raise NotFoundError(
+            f"--disk {missing[0]}: the recovery points hold no such disk as a whole (they hold "
+            f"{_list(there) or 'none'})"
+        )
+    return fleets.Selection(found)
 
 
 def _require_known(networks: Iterable[str], definitions: Sequence[str]) -> None:

@@ -32,6 +32,8 @@ class Request(BaseModel):
     """VM to session: the recovery points to restore or verify; chosen by `at` when not said."""
     rename: dict[str, str] = {}
     """VM to the name it is restored under."""
+    disks: tuple[str, ...] = ()
+    """Restore only these whole disks, into VMs that exist; none means all that is selected."""
     networks: dict[str, str] = {}
     """Restore onto other networks: the new one by the one that a VM was on."""
     storage: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from vmkeep.components.base import RestoreContext
@@ -83,6 +84,9 @@ def write(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
     if saved is None:
         why = point.missing.get(component, "it was not part of that backup")
         raise NotFoundError(f"VM {name}: recovery point {point.session} has no {component}: {why}")
+    if run.request.disks:
+        chosen = {name: ref for name, ref in saved.disks.items() if name in run.request.disks}
+        saved = dataclasses.replace(saved, disks=chosen)
     written = 0
 
     def count(size: int) -> None:

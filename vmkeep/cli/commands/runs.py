@@ -85,6 +85,10 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
         list[str] | None,
         typer.Option(metavar="PATH", help="With --to: only this file or folder of the guest. Repeatable."),
     ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this disk, into a VM that exists. Repeatable."),
+    ] = None,
     network: Annotated[
         list[str] | None,
         typer.Option(metavar="OLD=NEW", help="Connect what was on network OLD to NEW. Repeatable."),
@@ -129,7 +133,7 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
         rename=tuple(rename or ()), overwrite=overwrite, dependencies=with_dependencies,
         folder=to, tar=tar, paths=tuple(path or ()), owners=not no_owners,
         instant=instant, bandwidth=bandwidth,
-        networks=tuple(network or ()), storage=storage, hypervisor=hypervisor,
+        disks=tuple(disk or ()), networks=tuple(network or ()), storage=storage, hypervisor=hypervisor,
     )  # fmt: skip
     request = request_of(choice, fleet, repository)
     if choice.of_files:
