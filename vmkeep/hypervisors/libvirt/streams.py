@@ -19,10 +19,11 @@ from vmkeep.errors import AccessError, SourceError
 from vmkeep.hypervisors.base import Behind
 from vmkeep.hypervisors.libvirt import restoring
 from vmkeep.hypervisors.libvirt.connection import translated
-from vmkeep.hypervisors.libvirt.machine import parse, read
+from vmkeep.hypervisors.libvirt.machine import disk_elements, parse, read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from xml.etree import ElementTree as ET
 
     from vmkeep.hypervisors.base import ServedDisk
     from vmkeep.hypervisors.libvirt.connection import Connection
@@ -94,11 +95,10 @@ class LibvirtStreams:
             if not behind:
                 return self._finish(domain)
             self._restore.guard_streams(name, up=True)
-            machine = read(parse(domain.XMLDesc(), what=f"VM {name}"))
-            for one in behind:
-                disk = machine.disk(one.disk)
-                if not one.size and disk is not None:
-                    domain.blockPull(disk.target, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
+            root = parse(domain.XMLDesc(), what=f"VM {name}")
+            disk = read(root).disk(behind[0].disk)
+            if disk is not None and _is_quiet(root, behind):
+                domain.blockPull(disk.target, bandwidth, libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES)
         # Even if it is over by now, it is not finished.
         return self.behind(name) or behind
 
@@ -171,6 +171,23 @@ class LibvirtStreams:
                 user, group = (int(one.lstrip("+")) for one in label.split(":"))
                 return user, group
         return os.geteuid(), os.getegid()
+
+
+def _is_quiet(root: ET.Element, behind: Sequence[Behind]) -> bool:
+    """Tell whether the next disk may begin: none streams, and libvirt has noticed the end of those before.
+
+    One after the other: libvirt looks at all disks when one is done, and QEMU before 9.0 may answer while it
+    takes away the filter of another one, and follows a null pointer (in `bdrv_refresh_filename`).
+    See: QEMU, commit effd60c8, "monitor: only run coroutine commands in qemu_aio_context".
+    """
+    waiting = {one.disk for one in behind}
+    elements = zip(disk_elements(root), read(root).disks, strict=True)
+    noticed = all(
+        element.find("backingStore/source[@protocol='nbd']") is None
+        for element, disk in elements
+        if disk.name not in waiting
+    )
+    return noticed and not any(one.size for one in behind)
 
 
 def _own() -> Path:
