@@ -108,6 +108,19 @@ def test_an_older_state_is_restored_by_its_time(site):
     assert site.digest("app1") == old
 
 
+def test_in_place_only_what_differs_is_fetched(site):
+    site.run("backup")
+    old = site.digest("app1")
+    with site.image("app1").open("r+b") as image:
+        image.write(b"changed")
+
+    report = site.run("restore", targets=["app1"], overwrite=True)
+
+    assert report.exit_code == 0
+    assert site.digest("app1") == old
+    assert "of which its disks held" in str(report)
+
+
 def test_a_restore_under_another_name_leaves_the_original_alone(site):
     site.run("backup")
     site.write("app1", seed="later")

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmkeep.disks.device import Extent
-from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
+from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError, SourceError
 from vmkeep.repository import Repository, SavedComponent
 from vmkeep.stores import DirectoryStore, MemoryStore
 from vmkeep.testing.faults import Fault, FaultyStore
@@ -256,6 +256,47 @@ def test_progress_adds_up(repository, tmp_path):
 
     assert sum(done) == 20 * CHUNK
     assert sum(back) == 40 * CHUNK
+
+
+def test_only_what_the_present_disk_does_not_hold_is_fetched(repository, tmp_path, monkeypatch):
+    content = noise(40 * CHUNK) + bytes(3 * CHUNK) + b"end"
+    saved = backup(repository, tmp_path / "spool", {"root": content})
+    ref = saved.components["filesystems.root"].disks["root"]
+    changed = bytearray(content)
+    changed[7 * CHUNK + 5] ^= 1
+    changed[41 * CHUNK] = 1  # what was a hole
+    fetched = []
+    each_of = repository.trees.chunks.each_of
+    monkeypatch.setattr(repository.trees.chunks, "each_of", lambda run: fetched.extend(run) or each_of(run))
+    target, back = BytesDisk(ref.size), []
+
+    held = repository.restore_disk(ref, target, present=BytesDisk(bytes(changed)), progress=back.append)
+
+    assert target.content == content
+    leaf, below = divmod(7, repository.trees.fan)
+    lost = repository.trees.disk_leaf(ref, leaf)[below]
+    assert [one.id for one in fetched if one.id not in ref.leaves] == [lost]
+    assert held == 39 * CHUNK + len(b"end")
+    assert sum(back) == len(content)
+
+
+def test_a_present_disk_that_cannot_be_read_or_has_another_size_is_of_no_use_and_no_harm(
+    repository, tmp_path, monkeypatch
+):
+    content = noise(4 * CHUNK)
+    ref = (
+        backup(repository, tmp_path / "spool", {"root": content}).components["filesystems.root"].disks["root"]
+    )
+    present = BytesDisk(content)
+
+    def fail(_offset, _buffer):
+        raise SourceError("a bad sector")
+
+    monkeypatch.setattr(present, "read_into", fail)
+    for one in (present, BytesDisk(content + bytes(CHUNK))):
+        target = BytesDisk(ref.size)
+        assert repository.restore_disk(ref, target, present=one) == 0
+        assert target.content == content
 
 
 def test_holes_overwrite_a_target_that_is_not_fresh(repository, tmp_path):

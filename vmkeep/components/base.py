@@ -47,9 +47,14 @@ class ChunkReader(Protocol):
     """Where components are restored from: the repository, every byte checked."""
 
     def restore_disk(
-        self, ref: DiskRef, target: DiskTarget, *, progress: Callable[[int], None] | None = None
-    ) -> None:
-        """Write a whole disk."""
+        self,
+        ref: DiskRef,
+        target: DiskTarget,
+        *,
+        present: DiskSource | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
+        """Write a whole disk; return how many bytes of it *present* held, so that they were not fetched."""
 
     def read_stream(self, ref: StreamRef, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield the bytes of a stream, in blocks of any size, from *start*."""
@@ -100,6 +105,8 @@ class RestoreContext:
     owners: bool = True
     """False restores files as ours: no owners, devices or privileged attributes, so needs no root."""
     progress: Callable[[int], None] = field(default=_ignore)
+    reused: Callable[[int], None] = field(default=_ignore)
+    """Told how many bytes were not fetched, because the disk to be replaced holds them."""
 
 
 class Component(Protocol):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import InputError, NotFoundError
+from vmkeep.disks import images
+from vmkeep.errors import InputError, NotFoundError, VmkeepError
 from vmkeep.repository.manifest import SavedComponent, Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from vmkeep.components.base import RestoreContext, SaveContext
-    from vmkeep.disks.device import Extent
+    from vmkeep.disks.device import DiskSource, Extent
     from vmkeep.hypervisors.base import DiskState
     from vmkeep.repository.manifest import DiskRef
 
@@ -70,11 +72,35 @@ def restore_disks(context: RestoreContext, saved: SavedComponent) -> None:
     try:
         for name, ref in saved.disks.items():
             format = saved.facts.get(f"format.{name}", "raw")  # noqa: A001  (the word of the fleet file)
-            with context.hypervisor.create_disk(context.name, name, size=ref.size, format=format) as target:
-                context.reader.restore_disk(ref, target, progress=context.progress)
+            with (
+                _present(context, name) as present,
+                context.hypervisor.create_disk(context.name, name, size=ref.size, format=format) as target,
+            ):
+                context.reused(
+                    context.reader.restore_disk(ref, target, present=present, progress=context.progress)
+                )
                 target.flush()
     except BaseException:
         # A disk that is full, for instance, is needed by others.
         context.hypervisor.discard_disks(context.name, tuple(saved.disks))
         raise
     context.hypervisor.commit_disks(context.name, tuple(saved.disks))
+
+
+@contextlib.contextmanager
+def _present(context: RestoreContext, disk: str) -> Iterator[DiskSource | None]:
+    """Open the disk that is to be replaced, if there is one that can be read: it may hold much of the new.
+
+    It may even change meanwhile: every chunk of it is checked, after it was read, by its id.
+    """
+    with contextlib.ExitStack() as stack:
+        present: DiskSource | None = None
+        # Whatever is the matter with a disk that is to be replaced, all of the new one is stored.
+        with contextlib.suppress(VmkeepError):
+            streams = context.hypervisor.streams
+            if streams is None or not streams.behind(context.name):  # else it is read from the repository
+                for image in context.hypervisor.images(context.name):
+                    if image.disk == disk and not image.export:
+                        what = f"VM {context.name}: disk {disk}"
+                        present = stack.enter_context(images.reader(image.path, image.format, what=what))
+        yield present

@@ -87,12 +87,16 @@ def write(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
     if run.request.disks:
         chosen = {name: ref for name, ref in saved.disks.items() if name in run.request.disks}
         saved = dataclasses.replace(saved, disks=chosen)
-    written = 0
+    written = reused = 0
 
     def count(size: int) -> None:
         nonlocal written
         written += size
         progress(size)
+
+    def reuse(size: int) -> None:
+        nonlocal reused
+        reused += size
 
     open_component(name, run.file.fleet.vms[name], component).restore(
         RestoreContext(
@@ -102,10 +106,12 @@ def write(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
             reader=run.repository,
             scratch=run.scratch(name),
             progress=count,
+            reused=reuse,
         ),
         saved,
     )
-    return StepReport(f"{format_size(written)} written", read=written)
+    there = f", of which its disks held {format_size(reused)}" if reused else ""
+    return StepReport(f"{format_size(written)} written{there}", read=written)
 
 
 def start(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:

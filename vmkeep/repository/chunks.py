@@ -50,6 +50,10 @@ class Chunks:
         self._packs: OrderedDict[bytes, PackReader] = OrderedDict()
         self._lock = threading.Lock()
 
+    def is_id(self, chunk: bytes, data: Buffer) -> bool:
+        """Tell whether *data* is the chunk of that id, by the keys of any data epoch."""
+        return self._keys.is_id(chunk, data, self._keys.newest.epoch)
+
     def locate(self, chunk: bytes) -> Location:
         """Return where a chunk lies.
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from vmkeep.disks.device import DiskTarget
+    from vmkeep.disks.device import DiskSource, DiskTarget
     from vmkeep.repository.index import Index
     from vmkeep.repository.locks import Extended
     from vmkeep.repository.manifest import DiskRef, Point, StreamRef
@@ -209,19 +209,24 @@ class Repository:
         target: DiskTarget,
         *,
         what: str = "disk",
+        present: DiskSource | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> None:
+    ) -> int:
         """Write a whole disk; holes only where the target is not fresh.
 
         Args:
             what: how messages call the disk.
+            present: a disk that may hold some of it at the same offsets; what it holds is not fetched.
             progress: told how many bytes of the disk, holes included, were dealt with; from any thread.
+
+        Returns:
+            How many bytes were taken from *present*.
 
         Raises:
             InputError: the target is too small.
             IntegrityError: stored data is missing or damaged; the target is incomplete then.
         """
-        restore_disk(ref, target, self.trees, what=what, progress=progress)
+        return restore_disk(ref, target, self.trees, what=what, present=present, progress=progress)
 
     def open_disk(self, ref: DiskRef, *, patience_s: float = 0.0) -> SavedDisk:
         """Open a saved disk for reading anywhere in it.

@@ -47,8 +47,13 @@ class MemoryChunks:
         return DiskRef(size, step, tuple(ids)), Stats(read=read)
 
     def restore_disk(
-        self, ref: DiskRef, target: DiskTarget, *, progress: Callable[[int], None] | None = None
-    ) -> None:
+        self,
+        ref: DiskRef,
+        target: DiskTarget,
+        *,
+        present: DiskSource | None = None,  # noqa: ARG002  (all is at hand here)
+        progress: Callable[[int], None] | None = None,
+    ) -> int:
         """Write the chunks; holes only where the target is not fresh."""
         for index, name in enumerate(ref.leaves):
             offset = index * ref.chunk_size
@@ -59,6 +64,7 @@ class MemoryChunks:
                 target.zero(offset, length)
             if progress:
                 progress(length)
+        return 0
 
     def save_stream(
         self,
