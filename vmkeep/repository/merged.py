@@ -95,14 +95,22 @@ def _read(file: BinaryIO, path: Path) -> Merged | None:
     mentioned = {
         key: tuple(islice(packs, count)) for key, count in zip(fields["keys"], fields["counts"], strict=True)
     }
-    kept = tuple(packs)
+    dead = frozenset(map(bytes.fromhex, fields["dead"]))
+    kept = _shared(tuple(packs), mentioned, dead)
     count, start = fields["entries"], _aligned(_HEAD.size + length + len(tables))
     entries_at = _aligned(start + count * _PREFIX.itemsize)
     if os.fstat(file.fileno()).st_size != entries_at + count * ENTRY.itemsize:
         return None
     prefixes, entries = _map(path, _PREFIX, start, count), _map(path, ENTRY, entries_at, count)
-    dead = frozenset(map(bytes.fromhex, fields["dead"]))
     return Merged(Index(kept, entries, prefixes), mentioned, dead)
+
+
+def _shared(
+    packs: tuple[PackInfo, ...], mentioned: Mapping[str, Sequence[PackInfo]], dead: frozenset[bytes]
+) -> tuple[PackInfo, ...]:
+    """Return *packs*: the very objects of the index objects, if these are the same in the same order."""
+    same = tuple(pack for each in mentioned.values() for pack in each if pack.name not in dead)
+    return same if same == packs else packs
 
 
 def _map(path: Path, kind: np.dtype[Any], start: int, count: int) -> NDArray[Any]:
