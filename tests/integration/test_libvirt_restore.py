@@ -94,9 +94,11 @@ def test_a_vm_comes_back_in_place_and_the_old_disks_are_gone(rack):
     rack.poke("db1", "root", at="0", length="1M", pattern=0x99)
     rack.domain("db1").destroy()
 
-    assert rack.run("restore", overwrite=True).exit_code == 0
+    report = rack.run("restore", overwrite=True)
+    assert report.exit_code == 0
     assert digests(rack, "db1") == before
     assert len(files(rack)) == 2
+    assert "of which its disks held 8.00 MiB" in report.steps["restore db1/os"].text
 
 
 def test_a_vm_that_runs_is_not_restored_in_place(rack):
