@@ -19,6 +19,7 @@ import os
 import struct
 from dataclasses import dataclass
 from itertools import islice
+from operator import eq
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -96,7 +97,7 @@ def _read(file: BinaryIO, path: Path) -> Merged | None:
         key: tuple(islice(packs, count)) for key, count in zip(fields["keys"], fields["counts"], strict=True)
     }
     dead = frozenset(map(bytes.fromhex, fields["dead"]))
-    kept = _shared(tuple(packs), mentioned, dead)
+    kept = _kept(memoryview(tables)[PACK_SIZE * sum(fields["counts"]) :], mentioned, dead)
     count, start = fields["entries"], _aligned(_HEAD.size + length + len(tables))
     entries_at = _aligned(start + count * _PREFIX.itemsize)
     if os.fstat(file.fileno()).st_size != entries_at + count * ENTRY.itemsize:
@@ -105,12 +106,14 @@ def _read(file: BinaryIO, path: Path) -> Merged | None:
     return Merged(Index(kept, entries, prefixes), mentioned, dead)
 
 
-def _shared(
-    packs: tuple[PackInfo, ...], mentioned: Mapping[str, Sequence[PackInfo]], dead: frozenset[bytes]
+def _kept(
+    table: memoryview, mentioned: Mapping[str, Sequence[PackInfo]], dead: frozenset[bytes]
 ) -> tuple[PackInfo, ...]:
-    """Return *packs*: the very objects of the index objects, if these are the same in the same order."""
+    """Return the packs in *table*: the very objects of the index objects, if these are the same in order."""
     same = tuple(pack for each in mentioned.values() for pack in each if pack.name not in dead)
-    return same if same == packs else packs
+    if len(same) * PACK_SIZE == len(table) and all(map(eq, same, PackInfo.table(table))):
+        return same
+    return tuple(PackInfo.table(table))
 
 
 def _map(path: Path, kind: np.dtype[Any], start: int, count: int) -> NDArray[Any]:
