@@ -87,19 +87,35 @@ def prepare(connection: Connection, root: ET.Element, kept: Sequence[ET.Element]
             yield Change(f"{drive.get('device')}", medium, "ejected: it is not here", applied=True)
 
 
-def put(connection: Connection, root: ET.Element, kept: Sequence[ET.Element], captured: str) -> list[Change]:
-    """Write the files that belong to a VM that is about to be defined.
+def point(root: ET.Element, kept: Sequence[ET.Element], captured: str) -> None:
+    """Say in a definition where the UEFI settings of the VM are to lie.
 
     Args:
-        captured: the path of the UEFI settings as they were captured, if there was one.
+        captured: their path as captured, or nothing. Another machine gets a file of its own beside it.
+    """
+    if not captured or nvram_of(root) == captured or not any(one.tag == f"{_TAG}nvram" for one in kept):
+        return
+    system = root.find("os")
+    if system is None:
+        raise SourceError(f"VM {root.findtext('name')}: its captured definition has no <os>")
+    element = system.find("nvram")
+    if element is None:
+        element = ET.SubElement(system, "nvram")
+    path = Path(captured)
+    element.text = str(path.with_name(f"{root.findtext('name')}_VARS{path.suffix}"))
+
+
+def put(connection: Connection, root: ET.Element, kept: Sequence[ET.Element]) -> list[Change]:
+    """Write the files that belong to a VM that was just defined.
 
     Returns:
         What was written, and what could not be: the VM is restored without it.
     """
     changes = []
     nvram = next((one for one in kept if one.tag == f"{_TAG}nvram"), None)
-    if nvram is not None and captured:
-        changes.append(_put_nvram(root, _unpacked(nvram), Path(captured)))
+    if nvram is not None and nvram_of(root):
+        path = Path(nvram_of(root))
+        changes.append(_written("nvram", path, {path: _unpacked(nvram)}))
     tpm = [one for one in kept if one.tag == f"{_TAG}tpm"]
     if tpm:
         folder = _tpm_folder(connection, root)
@@ -191,20 +207,6 @@ def _make_network(connection: Connection, name: str, xml: ET.Element, *, autosta
             f"network {name} is not here, and cannot be started as it was ({error}): make one of that name "
             "with 'virsh net-define' and 'virsh net-start', then try again"
         ) from error
-
-
-def _put_nvram(root: ET.Element, body: bytes, captured: Path) -> Change:
-    path = captured
-    if nvram_of(root) != str(captured):  # it is another machine now
-        path = captured.with_name(f"{root.findtext('name')}_VARS{captured.suffix}")
-        element = root.find("os/nvram")
-        if element is None:
-            system = root.find("os")
-            if system is None:
-                raise SourceError(f"VM {root.findtext('name')}: its captured definition has no <os>")
-            element = ET.SubElement(system, "nvram")
-        element.text = str(path)
-    return _written("nvram", path, {path: body})
 
 
 def _written(what: str, where: Path, files: dict[Path, bytes]) -> Change:

@@ -96,8 +96,10 @@ class Restore:
             if drill is not None:  # first: none of the networks that it was on is of any concern now
                 changes += self._drills.attach(root, captured.name, drill)
             changes += belongings.prepare(self._connection, root, kept)
-            changes += belongings.put(self._connection, root, kept, nvram)
+            belongings.point(root, kept, nvram)
             self._define(root)
+            # Now it is known whose the files are: whoever removes the VM removes them, too.
+            changes += belongings.put(self._connection, root, kept)
         return changes
 
     def create_disk(self, name: str, disk: str, *, size: int, format: str) -> DiskTarget:  # noqa: A002
