@@ -98,7 +98,7 @@ def look_up(folder: Path) -> None:
     repository = opened(folder)
     index = repository.committed.refresh()
     for at in range(0, len(index), len(index) // 100):
-        if index.locate(index.entries[at]["id"].tobytes()) is None:
+        if index.locate(index.location(at).id) is None:
             raise SystemExit("a chunk is not found")
 
 

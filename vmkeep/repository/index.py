@@ -18,7 +18,7 @@ import numpy as np
 from vmkeep.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -80,6 +80,8 @@ class Index:
     """Of dtype `ENTRY`, sorted by the first eight bytes of the id."""
     prefixes: NDArray[np.uint64] = field(repr=False)
     """The first eight bytes of the ids, as numbers, in the same order."""
+    row: Callable[[int], np.void] | None = field(default=None, repr=False, compare=False)
+    """Returns one of the entries, if there is a better way than to touch `entries`."""
 
     @classmethod
     def build(cls, packs: Sequence[PackInfo], entries: NDArray[Any]) -> Index:
@@ -127,7 +129,7 @@ class Index:
 
     def location(self, at: int) -> Location:
         """Return what entry number *at* says."""
-        entry = self.entries[at]
+        entry = self._row(at)
         return Location(
             entry["id"].tobytes(),
             self.packs[int(entry["pack"])],
@@ -169,10 +171,14 @@ class Index:
         prefix = np.uint64(int.from_bytes(chunk[:8], "big"))
         at = int(self.prefixes.searchsorted(prefix))
         while at < len(self.prefixes) and self.prefixes[at] == prefix:
-            if self.entries[at]["id"].tobytes() == chunk:
+            if self._row(at)["id"].tobytes() == chunk:
                 return at
             at += 1
         return None
+
+    def _row(self, at: int) -> np.void:
+        entry: np.void = self.entries[at] if self.row is None else self.row(at)
+        return entry
 
     def encode(self) -> bytes:
         """Return the index as bytes; see `docs/format.md`."""

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import struct
+import weakref
 from dataclasses import dataclass
 from itertools import islice
 from operator import eq
@@ -57,7 +58,7 @@ def read(path: Path) -> Merged | None:
     """Return what the file holds; `None`: there is none, or it is damaged, or of another version."""
     try:
         with path.open("rb") as file:
-            return _read(file, path)
+            return _read(file)
     except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None
 
@@ -83,7 +84,24 @@ def write(
         new.replace(path)
 
 
-def _read(file: BinaryIO, path: Path) -> Merged | None:
+class _Rows:
+    """Reads single entries, instead of mapping them.
+
+    Where the system keeps files in large pieces, each place that is touched in a map adds a MiB to the
+    process.
+    """
+
+    def __init__(self, file: BinaryIO, start: int) -> None:
+        self._file, self._start = os.dup(file.fileno()), start
+        weakref.finalize(self, os.close, self._file)
+
+    def __call__(self, at: int) -> np.void:
+        data = os.pread(self._file, ENTRY.itemsize, self._start + at * ENTRY.itemsize)
+        row: np.void = np.frombuffer(data, ENTRY)[0]
+        return row
+
+
+def _read(file: BinaryIO) -> Merged | None:
     magic, length, digest = _HEAD.unpack(file.read(_HEAD.size))
     if magic != _MAGIC:
         return None
@@ -102,8 +120,8 @@ def _read(file: BinaryIO, path: Path) -> Merged | None:
     entries_at = _aligned(start + count * _PREFIX.itemsize)
     if os.fstat(file.fileno()).st_size != entries_at + count * ENTRY.itemsize:
         return None
-    prefixes, entries = _map(path, _PREFIX, start, count), _map(path, ENTRY, entries_at, count)
-    return Merged(Index(kept, entries, prefixes), mentioned, dead)
+    prefixes, entries = _map(file, _PREFIX, start, count), _map(file, ENTRY, entries_at, count)
+    return Merged(Index(kept, entries, prefixes, _Rows(file, entries_at)), mentioned, dead)
 
 
 def _kept(
@@ -116,10 +134,10 @@ def _kept(
     return tuple(PackInfo.table(table))
 
 
-def _map(path: Path, kind: np.dtype[Any], start: int, count: int) -> NDArray[Any]:
+def _map(file: BinaryIO, kind: np.dtype[Any], start: int, count: int) -> NDArray[Any]:
     if count == 0:
         return np.empty(0, kind)
-    return np.memmap(path, kind, "r", start, (count,))
+    return np.memmap(file, kind, "r", start, (count,))
 
 
 def _write(
