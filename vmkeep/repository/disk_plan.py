@@ -49,22 +49,43 @@ def allocated(extents: Iterable[Extent], size: int) -> Iterator[ChunkRead]:
         yield ChunkRead(number, tuple(pieces))
 
 
-def changed(reads: Iterable[ChunkRead], ranges: Iterable[Extent], size: int) -> Iterator[ChunkRead]:
-    """Yield the chunks that *ranges* touch, in order; those that hold no data have no pieces."""
-    holding = iter(reads)
+def changed(extents: Iterable[Extent], ranges: Iterable[Extent], size: int) -> Iterator[ChunkRead]:
+    """Yield the chunks of *size* bytes that *ranges* touch, in order; those that hold no data have no pieces.
+
+    The cost grows with the chunks that are touched and the number of extents, not with the disk.
+    """
+    spans = list(_touched(ranges, size))
+    holding = allocated(_within(extents, spans, size), size)
     ahead = next(holding, None)
-    for number in _touched(ranges, size):
-        while ahead is not None and ahead.number < number:
-            ahead = next(holding, None)
-        if ahead is not None and ahead.number == number:
-            yield ahead
-        else:
-            yield ChunkRead(number, ())
+    for span in spans:
+        for number in span:
+            if ahead is not None and ahead.number == number:
+                yield ahead
+                ahead = next(holding, None)
+            else:
+                yield ChunkRead(number, ())
 
 
-def _touched(ranges: Iterable[Extent], size: int) -> Iterator[int]:
+def _touched(ranges: Iterable[Extent], size: int) -> Iterator[range]:
+    """Yield the numbers of the chunks that *ranges* touch: in order, and each once."""
     done = 0
     for each in sorted(ranges):
-        if each.length:
-            yield from range(max(done, each.start // size), -(-each.end // size))
-            done = max(done, -(-each.end // size))
+        end = -(-each.end // size)
+        if each.length and end > done:
+            yield range(max(done, each.start // size), end)
+            done = end
+
+
+def _within(extents: Iterable[Extent], spans: Iterable[range], size: int) -> Iterator[Extent]:
+    """Yield the parts of *extents* that lie in the chunks of *spans*; both are in order."""
+    left = iter(spans)
+    span = next(left, None)
+    for extent in extents:
+        while span is not None and span.stop * size <= extent.start:
+            span = next(left, None)
+        while span is not None and span.start * size < extent.end:
+            start = max(extent.start, span.start * size)
+            yield Extent(start, min(extent.end, span.stop * size) - start)
+            if span.stop * size > extent.end:
+                break  # the next extent may lie in it, too
+            span = next(left, None)

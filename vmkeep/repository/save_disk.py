@@ -74,10 +74,12 @@ def save_disk(
     """
     begun = time.monotonic()
     saver = _DiskSaver(source, packer, format_)
-    reads = disk_plan.allocated(source.extents(), format_.disk_chunk)
     tree = _Tree(source.size, format_, parent)
-    if parent is not None:
-        reads = disk_plan.changed(reads, [*parent.changed, *tree.unknown], format_.disk_chunk)
+    if parent is None:
+        reads = disk_plan.allocated(source.extents(), format_.disk_chunk)
+    else:
+        ranges = [*parent.changed, *tree.unknown]
+        reads = disk_plan.changed(source.extents(), ranges, format_.disk_chunk)
     stats = Stats()
     for leaf, batches in groupby(in_order(saver.save, saver.batches(reads)), lambda batch: batch.leaf):
         ids = tree.below(leaf)
