@@ -59,6 +59,8 @@ class Cost:
     wall: float
     processor: float
     memory: int
+    server: float = 0.0
+    """Processor time of a server meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class Tool:
     after_changes: Mapping[str, list[str]] = field(default_factory=dict)
     """The same, of a disk that was changed; the ranges are in the file `changes`."""
     environment: Mapping[str, str] = field(default_factory=dict)
+    server: int | None = None
+    """The process id of the server that keeps the repository."""
 
 
 def vmkeep(store: str, stored: Callable[[Path], int], environment: Mapping[str, str]) -> Tool:
@@ -139,9 +143,12 @@ def tools() -> list[Tool]:
     ]
 
 
-def measured(command: list[str], folder: Path, environment: Mapping[str, str]) -> Cost:
-    """Run *command* in *folder*, and return what it took."""
+def measured(
+    command: list[str], folder: Path, environment: Mapping[str, str], server: int | None = None
+) -> Cost:
+    """Run *command* in *folder*, and return what it took: itself, and a *server* by its process id."""
     os.sync()
+    spent = _processor_time(server)
     secrets = {"RESTIC_PASSWORD": PASSWORD, "BORG_PASSPHRASE": PASSWORD}
     caches = {"XDG_CACHE_HOME": str(folder / "cache"), "BORG_BASE_DIR": str(folder / "borg")}
     # Modules that are compiled at each start are not what anybody runs.
@@ -160,7 +167,16 @@ def measured(command: list[str], folder: Path, environment: Mapping[str, str]) -
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command} ended with {process.returncode}: {(folder / 'log').read_text()}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    own = usage.ru_utime + usage.ru_stime
+    return Cost(wall, own, usage.ru_maxrss * 1024, _processor_time(server) - spent)
+
+
+def _processor_time(process: int | None) -> float:
+    """Return the seconds that all threads of a process have computed; see proc_pid_stat(5)."""
+    if process is None:
+        return 0.0
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def make_mixed(folder: Path) -> Path:
@@ -251,6 +267,7 @@ def run(tool: Tool, disk: Path, folder: Path) -> dict[str, Cost | int]:
             [part.format(disk=disk, folder=folder.name, bare=bare) for part in command],
             folder,
             tool.environment,
+            tool.server,
         )
 
     costs: dict[str, Cost | int] = {"init": call(tool.init), "full": call(tool.save)}
@@ -304,7 +321,9 @@ def compare(tools: list[Tool], folder: Path, options: argparse.Namespace) -> Non
 
 def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
     """Print the medians, and how vmkeep compares."""
-    print(f"{'':12} {'':13} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7}")
+    print(
+        f"{'':12} {'':13} {'wall s':>8} {'cpu s':>8} {'peak':>10} {'wall x':>7} {'cpu x':>7} {'server s':>9}"
+    )
     operations = dict.fromkeys(
         operation
         for costs in rounds[0].values()
@@ -320,12 +339,14 @@ def report(rounds: list[dict[str, dict[str, Cost | int]]]) -> None:
                     statistics.median(each.wall for each in costs),
                     statistics.median(each.processor for each in costs),
                     max(each.memory for each in costs),
+                    statistics.median(each.server for each in costs),
                 )
                 ours = ours or cost
                 print(
                     f"{operation:12} {name:13} {cost.wall:8.2f} {cost.processor:8.2f}"
                     f" {format_size(cost.memory):>10}"
                     f" {cost.wall / ours.wall:7.1f} {cost.processor / ours.processor:7.1f}"
+                    + (f" {cost.server:9.2f}" if cost.server else "")
                 )
     for name, costs in rounds[-1].items():
         for what, amount in costs.items():

@@ -3,7 +3,7 @@
     python benchmarks/s3_path.py [--rounds 3] [--folder FOLDER] [--only vmkeep]
 
 Like `data_path.py`, with repositories in a SeaweedFS server that runs on this machine, and so takes its share
-of the processors: its own time is not counted. borg knows no S3. Every round of every tool has a prefix of
+of the processors: its own time is told apart. borg knows no S3. Every round of every tool has a prefix of
 its own. restic has its cache, as it always has; vmkeep is measured without one.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,11 @@ def tools(server: Seaweed) -> list[Tool]:
         with contextlib.closing(open_store(f"s3://{bucket}/{folder.name}", s3=options)) as store:
             return sum(info.size for info in store.list())
 
-    return [
+    found = [
         vmkeep(f"s3://{bucket}/{{folder}}", size, environment),
         restic(f"s3:{server.endpoint_url}/{bucket}/{{folder}}", size, environment),
     ]
+    return [replace(tool, server=server.process) for tool in found]
 
 
 def main() -> None:
