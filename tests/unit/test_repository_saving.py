@@ -207,6 +207,24 @@ def test_what_a_parent_lost_is_read_again_though_nothing_changed(repository, tmp
     assert restored(fresh, ref) == content
 
 
+def test_what_is_said_not_to_have_changed_is_compared_in_samples(repository, tmp_path):
+    content = bytearray(noise(2 * LEAF * CHUNK) + bytes(LEAF * CHUNK) + noise(CHUNK // 2))
+    before = backup(repository, tmp_path / "spool", {"root": bytes(content)})
+    parent = before.components["filesystems.root"].disks["root"]
+    content[:CHUNK] = noise(CHUNK, 2)
+    other = BytesDisk(noise(len(content), 3))
+    told = [Extent(0, 1)]
+
+    with repository.begin(vm="db1", run="run-2", spool=tmp_path / "spool") as session:
+        for _ in range(20):
+            assert session.deviation(BytesDisk(bytes(content)), parent, told) is None
+        found = session.deviation(other, parent, told)
+        assert session.deviation(other, parent, [Extent(0, len(content))]) is None
+    assert found is not None
+    assert found % CHUNK == 0
+    assert found >= CHUNK
+
+
 def test_many_threads_save_in_one_session(repository, tmp_path):
     contents_ = {f"d{n}": noise(20 * CHUNK, n // 2) for n in range(8)}
     with repository.begin(vm="db1", run="run-1", spool=tmp_path / "spool") as session:

@@ -34,6 +34,9 @@ class ChunkWriter(Protocol):
             progress: Told how many bytes were read since the last call.
         """
 
+    def deviation(self, source: DiskSource, parent: DiskRef, changed: Iterable[Extent]) -> int | None:
+        """Return where a disk differs from *parent* though it is not in *changed*; `None`: no sample did."""
+
     def save_stream(
         self,
         blocks: Iterable[bytes | bytearray | memoryview],

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MARK: Final = "mark."
 """Before a disk's name: the fact that a later backup asks for the changes since by."""
+DOUBT: Final = "doubt."
+"""Before a disk's name: the fact why it was read in full though it was said what changed."""
 
 
 def save_disks(context: SaveContext, disks: Sequence[str], facts: Mapping[str, str]) -> SavedComponent:
@@ -30,6 +32,12 @@ def save_disks(context: SaveContext, disks: Sequence[str], facts: Mapping[str, s
             continue
         parent, changed = _inherited(context, state)
         with context.hypervisor.open_disk(context.machine, state.name) as source:
+            # An image of our own fingerprint needs no proof; what others tell does.
+            if parent is not None and changed is not None and state.since:
+                offset = context.writer.deviation(source, parent, changed)
+                if offset is not None:
+                    described[f"{DOUBT}{state.name}"] = _doubt(state, offset)
+                    parent = changed = None
             # The block ends only if the disk stayed what it was at the snapshot.
             refs[state.name], cost = context.writer.save_disk(
                 source, parent=parent, changed=changed, progress=context.progress
@@ -44,6 +52,19 @@ def save_disks(context: SaveContext, disks: Sequence[str], facts: Mapping[str, s
 def mark_of(saved: SavedComponent, disk: str) -> str:
     """Return the mark that a disk had when it was saved, or nothing."""
     return saved.facts.get(f"{MARK}{disk}", "")
+
+
+def doubts(saved: SavedComponent) -> list[str]:
+    """Return one sentence for each disk that was not what it was said to be."""
+    return [text for key, text in sorted(saved.facts.items()) if key.startswith(DOUBT)]
+
+
+def _doubt(state: DiskState, offset: int) -> str:
+    return (
+        f"disk {state.name} is read in full: at {offset} it differs from the point of checkpoint "
+        f"{state.since}, though nothing is said to have been written there; its image is another one, or was "
+        "written without QEMU's knowledge"
+    )
 
 
 def _inherited(context: SaveContext, state: DiskState) -> tuple[DiskRef | None, Sequence[Extent] | None]:

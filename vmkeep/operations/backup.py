@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep.components.base import SaveContext
 from vmkeep.components.open import open_component
+from vmkeep.components.whole_disks import doubts
 from vmkeep.errors import PartialError, SourceError
 from vmkeep.operations import freeze
 from vmkeep.operations.report import StepReport
@@ -80,6 +81,7 @@ def save(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
         read=cost.read,
         new=cost.new,
         stored=cost.stored,
+        details=tuple(f"VM {name}: {doubt}" for doubt in doubts(saved)),
     )
 
 
@@ -161,7 +163,11 @@ def _point(run: Run, name: str, saved: dict[str, SavedComponent], missing: dict[
         consistency=taken.consistency,
         frozen=round(taken.frozen, 3),
         skew=round(taken.skew, 3),
-        remarks=(*taken.remarks, *filter(None, [taken.machines[name].remark])),
+        remarks=(
+            *taken.remarks,
+            *filter(None, [taken.machines[name].remark]),
+            *(doubt for component in saved.values() for doubt in doubts(component)),
+        ),
         definition=taken.machines[name].definition,
         components=saved,
         missing=missing,

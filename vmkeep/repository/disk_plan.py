@@ -54,7 +54,7 @@ def changed(extents: Iterable[Extent], ranges: Iterable[Extent], size: int) -> I
 
     The cost grows with the chunks that are touched and the number of extents, not with the disk.
     """
-    spans = list(_touched(ranges, size))
+    spans = list(touched(ranges, size))
     holding = allocated(_within(extents, spans, size), size)
     ahead = next(holding, None)
     for span in spans:
@@ -66,7 +66,7 @@ def changed(extents: Iterable[Extent], ranges: Iterable[Extent], size: int) -> I
                 yield ChunkRead(number, ())
 
 
-def _touched(ranges: Iterable[Extent], size: int) -> Iterator[range]:
+def touched(ranges: Iterable[Extent], size: int) -> Iterator[range]:
     """Yield the numbers of the chunks that *ranges* touch: in order, and each once."""
     done = 0
     for each in sorted(ranges):

@@ -25,6 +25,7 @@ from vmkeep.repository.index import Index
 from vmkeep.repository.packer import Packer
 from vmkeep.repository.presence import leave
 from vmkeep.repository.records import decode_component, encode_component, from_json, to_json
+from vmkeep.repository.sample import deviation
 from vmkeep.repository.save_disk import Inherited, save_disk
 from vmkeep.repository.save_stream import save_stream
 from vmkeep.repository.trees import leaf_chunks
@@ -146,6 +147,16 @@ class Session:
             with contextlib.suppress(_LeafDeniedError):
                 return save_disk(source, self._packer, format_, inherited, progress)
         return save_disk(source, self._packer, format_, None, progress)
+
+    def deviation(self, source: DiskSource, parent: DiskRef, changed: Iterable[Extent]) -> int | None:
+        """Return where a disk differs from an earlier point though nothing is said to have changed there.
+
+        Samples are compared; see `sample`.
+
+        Raises:
+            SourceError: the disk is not readable.
+        """
+        return deviation(source, parent, changed, self._repository.trees)
 
     def save_stream(
         self, blocks: Iterable[Buffer], *, progress: Callable[[int], None] | None = None

@@ -46,6 +46,18 @@ class MemoryChunks:
                 progress(len(buffer))
         return DiskRef(size, step, tuple(ids)), Stats(read=read)
 
+    def deviation(self, source: DiskSource, parent: DiskRef, changed: Iterable[Extent]) -> int | None:
+        """Compare all that is said to be as it was."""
+        step = parent.chunk_size
+        touched = {i for one in changed for i in range(one.start // step, -(-one.end // step))}
+        for index, name in enumerate(parent.leaves):
+            buffer = bytearray(min(step, parent.size - index * step))
+            source.read_into(index * step, memoryview(buffer))
+            held = hashlib.sha256(buffer).digest() if any(buffer) else _HOLE
+            if index not in touched and held != name:
+                return index * step
+        return None
+
     def restore_disk(
         self,
         ref: DiskRef,

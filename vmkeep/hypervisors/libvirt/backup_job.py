@@ -36,6 +36,15 @@ class CheckpointLostError(SourceError):
 
 
 @dataclass(frozen=True, slots=True)
+class NewCheckpoint:
+    """A checkpoint that is to begin with the job."""
+
+    name: str
+    says: str
+    """Its description: what those who build on it are to know."""
+
+
+@dataclass(frozen=True, slots=True)
 class JobDisk:
     """A disk of a backup job."""
 
@@ -54,13 +63,12 @@ def begin(
     others: Sequence[str],
     *,
     socket: Path,
-    checkpoint: str,
+    checkpoint: NewCheckpoint | None,
 ) -> None:
     """Begin the job, and a checkpoint at the same moment.
 
     Args:
         others: Targets of disks that are left out.
-        checkpoint: Its name; empty for none.
 
     Raises:
         CheckpointLostError: the changes since one cannot be told.
@@ -139,10 +147,10 @@ def _job_xml(disks: Sequence[JobDisk], others: Sequence[str], socket: Path) -> s
     return ET.tostring(root, encoding="unicode")
 
 
-def _checkpoint_xml(name: str, disks: Sequence[JobDisk], others: Sequence[str]) -> str:
+def _checkpoint_xml(checkpoint: NewCheckpoint, disks: Sequence[JobDisk], others: Sequence[str]) -> str:
     root = ET.Element("domaincheckpoint")
-    ET.SubElement(root, "name").text = name
-    ET.SubElement(root, "description").text = "made by vmkeep: what changes from here on"
+    ET.SubElement(root, "name").text = checkpoint.name
+    ET.SubElement(root, "description").text = checkpoint.says
     listed = ET.SubElement(root, "disks")
     for disk in disks:
         how = "bitmap" if disk.tracked else "no"

@@ -128,12 +128,18 @@ class Capture:
         others = [disk.target for disk in read(root).disks if disk.target not in exported]
         socket = Path(machine.socket)
         mark = next((disk.mark for disk in machine.disks if disk.mark), "")
+        checkpoint = backup_job.NewCheckpoint(mark, checkpoints.evidence(root)) if mark else None
         begun = time.time()
+
+        def begin() -> None:
+            disks = self._job_disks(machine)
+            backup_job.begin(domain, disks, others, socket=socket, checkpoint=checkpoint)
+
         try:
-            backup_job.begin(domain, self._job_disks(machine), others, socket=socket, checkpoint=mark)
+            begin()
         except backup_job.CheckpointLostError as error:
             machine = _without_base(machine, str(error))
-            backup_job.begin(domain, self._job_disks(machine), others, socket=socket, checkpoint=mark)
+            begin()
         return replace(machine, begun=begun, ended=time.time())
 
     def _job_disks(self, machine: MachineState) -> list[backup_job.JobDisk]:

@@ -4,15 +4,22 @@
 
 All that may be wrong with one makes it lost, and the disk is read in full: it is not there, the VM or the
 disk is another one than it was made for, or QEMU says that its bitmap is broken.
+
+A bitmap lies in the top image of a disk, travels with it, and knows only what was written there through QEMU.
+So a checkpoint says, as its description, which file that was, and what lay below it, which nobody may write:
+
+    made by vmkeep: what changes from here on {"vda": ["/images/db1.qcow2 4711", "/images/base.qcow2 12 ..."]}
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import libvirt
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
 _NAME: Final = re.compile(r"vmkeep-(?P<fleet>.+)-\d{8}T\d{6}Z-[0-9a-f]{8}")
 _UNDECIDED: Final = 3
 """How many checkpoints of runs that made no recovery point yet are kept: such a run may be continued."""
+
+
+_SAYS: Final = "made by vmkeep: what changes from here on"
 
 
 def new_name(fleet: str) -> str:
@@ -67,6 +77,7 @@ class Checkpoints:
         self._domain = domain
         self._uuid = live.findtext("uuid", "")
         self._sources = {target_of(disk): _source(disk) for disk in disk_elements(live)}
+        self._lies = _lying(live)
         self._seen: dict[str, ET.Element] = {}
         """The XML of checkpoints that were looked at."""
         self._broken: set[str] = set()
@@ -120,7 +131,16 @@ class Checkpoints:
         before = {target_of(one): _source(one) for one in disk_elements(domain)}
         if before.get(target) != self._sources.get(target):
             return f"{target} lies elsewhere now: it was restored, moved or replaced"
-        return ""
+        return _moved(target, _said(root.findtext("description", "")).get(target), self._lies.get(target))
+
+
+def evidence(live: ET.Element) -> str:
+    """Return what a checkpoint that is made now is to say of itself.
+
+    Args:
+        live: the domain's XML as it runs.
+    """
+    return f"{_SAYS} {json.dumps(_lying(live), sort_keys=True)}"
 
 
 def forget(domain: libvirt.virDomain) -> None:
@@ -129,6 +149,53 @@ def forget(domain: libvirt.virDomain) -> None:
         if is_checkpoint(checkpoint.getName()):
             with contextlib.suppress(libvirt.libvirtError):  # of no harm: it does not fit the new disks
                 checkpoint.delete(libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+
+
+def _said(description: str) -> dict[str, list[str]]:
+    """Return what a checkpoint says of itself; nothing, if it is none of this version's."""
+    says, _, listed = description.partition(" {")
+    with contextlib.suppress(ValueError, AttributeError):
+        if says == _SAYS:
+            return dict(json.loads("{" + listed))
+    return {}
+
+
+def _moved(target: str, before: list[str] | None, now: list[str] | None) -> str:
+    """Return why the files of a disk are not those that a checkpoint was made on, or nothing."""
+    if not before:
+        return f"it does not say on which files {target} lay"
+    if not now:
+        return f"{target} lies on what cannot be watched: an image below it is not a file that can be seen"
+    if before[0] != now[0]:
+        return f"the image of {target} is another file: it was replaced"
+    if before != now:
+        return f"what lies below the image of {target} was changed or replaced"
+    return ""
+
+
+def _lying(live: ET.Element) -> dict[str, list[str]]:
+    """Return on which files the disks lie, the top one first; nothing for a disk that cannot be watched."""
+    return {target_of(disk): _files(disk) for disk in disk_elements(live)}
+
+
+def _files(disk: ET.Element) -> list[str]:
+    found: list[str] = []
+    layer: ET.Element | None = disk
+    while layer is not None and (source := layer.find("source")) is not None:
+        path = Path(source.get("file", ""))
+        try:
+            status = path.stat() if path.is_absolute() else None
+        except OSError:
+            status = None
+        if not found:  # what is written to it is known by its bitmap
+            found.append(f"{path} {status.st_ino}" if status else "not a file that can be seen")
+        elif status:
+            # Not the time at which its owner changed: libvirt gives images to QEMU's user and back.
+            found.append(f"{path} {status.st_ino} {status.st_size} {status.st_mtime_ns}")
+        else:
+            return []
+        layer = layer.find("backingStore")
+    return found
 
 
 def _described(checkpoint: libvirt.virDomainCheckpoint) -> ET.Element:
