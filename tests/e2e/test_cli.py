@@ -72,6 +72,11 @@ class Shop:
         return packs
 
 
+def known(folder):
+    """Return all that is known of the files, but what fuse2fs cannot keep, and a socket's own times."""
+    return {path: facts[:3] + facts[4:] for path, facts in describe(folder).items() if b"socket" not in path}
+
+
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory):
     """What the guests' disks begin with."""
@@ -215,13 +220,40 @@ def test_show_lists_the_files_of_a_component(saved):
 def test_files_restored_into_a_folder_are_equal(saved, tree, tmp_path):
     assert saved("restore", "db1/filesystems.exports", "--to", str(tmp_path / "found")) == 0
 
-    def known(folder):
-        # fuse2fs and a socket's own times aside, all that is known of a file must be the same.
-        return {
-            path: facts[:3] + facts[4:] for path, facts in describe(folder).items() if b"socket" not in path
-        }
+    assert known(tmp_path / "found" / "srv" / "exports") == known(tree / "srv" / "exports")
+
+
+def test_files_come_out_of_a_whole_disk_equal(saved, tree, tmp_path):
+    assert saved("restore", "db1/os", "--to", str(tmp_path / "found")) == 0, saved.err
 
     assert known(tmp_path / "found" / "srv" / "exports") == known(tree / "srv" / "exports")
+    assert (tmp_path / "found" / "etc" / "fstab").exists()
+    assert "os of db1" in saved.out
+
+
+def test_a_single_file_comes_out_of_a_whole_disk(saved, tmp_path):
+    found = tmp_path / "found"
+
+    code = saved("restore", "app1", "--to", str(found), "--path", "/srv/exports/plain.txt", "--no-owners")
+
+    assert code == 0, saved.err
+    assert (found / "srv/exports/plain.txt").read_text() == "just text\n"
+    assert len([path for path in found.rglob("*") if path.is_file()]) == 1
+
+
+def test_what_is_on_no_disk_is_said_and_no_folder_is_made(saved, tmp_path):
+    code = saved("restore", "app1/os", "--to", str(tmp_path / "found"), "--path", "/srv/lost")
+
+    assert code == 1
+    assert "/srv/lost" in saved.err
+    assert not (tmp_path / "found").exists()
+
+
+def test_a_whole_disk_is_exported_as_tar(saved, tmp_path):
+    assert saved("restore", "app1/os", "--tar", str(tmp_path / "app1.tar")) == 0, saved.err
+
+    with tarfile.open(tmp_path / "app1.tar") as archive:
+        assert archive.extractfile("srv/exports/plain.txt").read() == b"just text\n"
 
 
 def test_a_single_file_is_restored_without_owners(saved, tmp_path):
@@ -354,7 +386,6 @@ def test_an_unknown_option_ends_with_2(shop):
         ["db1", "--to", "x", "--as", "db1=z"],
         ["db1", "--path", "/etc"],
         ["db1", "--to", "x", "--path", "/srv"],
-        ["db1/os", "--to", "x"],
         ["--to", "x"],
         ["db1", "--run", "r", "--point", "db1=x"],
         ["db1", "--point", "db1"],

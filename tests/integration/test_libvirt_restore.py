@@ -11,6 +11,7 @@ from vmkeep.errors import InputError, NotFoundError, SourceChangedError, Tempora
 from vmkeep.guests.agent import AgentGuest
 from vmkeep.hypervisors.libvirt.machine import parse, read
 from vmkeep.operations import repositories
+from vmkeep.operations.files import into_folder
 from vmkeep.operations.rescue import How, rescue
 from vmkeep.testing import tiny_guest
 from vmkeep.testing.boot_disk import build_boot_disk
@@ -69,6 +70,8 @@ def test_a_restored_vm_boots_from_its_restored_disk_and_passes_its_gate(libvirtd
     assert rack.run("backup").exit_code == 0
     rack.domain("db1").destroy()
 
+    into_folder(rack.request("restore"), tmp_path / "found", paths=["/hello"], owners=False)
+    assert (tmp_path / "found" / "hello").read_text() == "from the first life\nmore\n"
     report = rack.run("restore", rename={"db1": "db2"})
     assert report.exit_code == 0, report.outcomes
     guest = until_answering(rack, "db2")

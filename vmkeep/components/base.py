@@ -16,7 +16,19 @@ if TYPE_CHECKING:
     from vmkeep.repository.manifest import DiskRef, SavedComponent, Stats, StreamRef
 
 
-class ChunkWriter(Protocol):
+class StreamWriter(Protocol):
+    """Where streams are saved to."""
+
+    def save_stream(
+        self,
+        blocks: Iterable[bytes | bytearray | memoryview],
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[StreamRef, Stats]:
+        """Save a stream of bytes; each block is used up before the next is asked for."""
+
+
+class ChunkWriter(StreamWriter, Protocol):
     """Where components are saved to: a session of the repository."""
 
     def save_disk(
@@ -37,16 +49,15 @@ class ChunkWriter(Protocol):
     def deviation(self, source: DiskSource, parent: DiskRef, changed: Iterable[Extent]) -> int | None:
         """Return where a disk differs from *parent* though it is not in *changed*; `None`: no sample did."""
 
-    def save_stream(
-        self,
-        blocks: Iterable[bytes | bytearray | memoryview],
-        *,
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[StreamRef, Stats]:
-        """Save a stream of bytes; each block is used up before the next is asked for."""
+
+class StreamReader(Protocol):
+    """Where streams are read from."""
+
+    def read_stream(self, ref: StreamRef, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes of a stream, in blocks of any size, from *start*."""
 
 
-class ChunkReader(Protocol):
+class ChunkReader(StreamReader, Protocol):
     """Where components are restored from: the repository, every byte checked."""
 
     def restore_disk(
@@ -58,9 +69,6 @@ class ChunkReader(Protocol):
         progress: Callable[[int], None] | None = None,
     ) -> int:
         """Write a whole disk; return how many bytes of it *present* held, so that they were not fetched."""
-
-    def read_stream(self, ref: StreamRef, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """Yield the bytes of a stream, in blocks of any size, from *start*."""
 
 
 def _ignore(_size: int) -> None:

@@ -16,7 +16,7 @@ from vmkeep.units import MiB
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmkeep.components.base import ChunkReader
+    from vmkeep.components.base import StreamReader
     from vmkeep.components.catalogue import Entry
     from vmkeep.repository.manifest import SavedComponent
 
@@ -32,7 +32,7 @@ _TYPES: Final = {
 _XATTR: Final = "SCHILY.xattr."
 
 
-def export_tar(reader: ChunkReader, saved: SavedComponent, file: IO[bytes]) -> int:
+def export_tar(reader: StreamReader, saved: SavedComponent, file: IO[bytes]) -> int:
     """Write the files of a component as a pax archive; return how many entries.
 
     Owners, permissions, times, hard links, devices, access control lists and capabilities are in it;

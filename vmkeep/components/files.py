@@ -71,11 +71,20 @@ def target(context: RestoreContext) -> Iterator[FileTree]:
         with guest.writable(context.hypervisor, context.name) as tree:
             yield tree
         return
+    yield plain_folder(context.folder)
+
+
+def plain_folder(folder: Path) -> FileTree:
+    """Open a folder of this host to restore files into; make it if it is missing.
+
+    Raises:
+        InputError: it cannot be made.
+    """
     try:
-        context.folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{context.folder}: {error.strerror}") from error
-    yield FileTree(context.folder)
+        raise InputError(f"{folder}: {error.strerror}") from error
+    return FileTree(folder)
 
 
 def restore_paths(context: RestoreContext, saved: SavedComponent, tree: FileTree, *, exact: bool) -> None:

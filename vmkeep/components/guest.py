@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks import exports, fingerprint, fstab, journal, mounts, scratch
 from vmkeep.disks.device import Image
+from vmkeep.disks.exports import ExportedDisk
 from vmkeep.disks.file_tree import FileTree, show
 from vmkeep.errors import SourceError, UnsupportedError, VmkeepError
 from vmkeep.units import MiB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Container, Iterator, Sequence
     from types import TracebackType
     from typing import Self
 
-    from vmkeep.disks.exports import ExportedDisk, Volume
+    from vmkeep.disks.exports import Volume
     from vmkeep.disks.partitions import Partition
     from vmkeep.hypervisors.base import DiskState, Hypervisor, MachineState
 
@@ -124,6 +125,38 @@ class GuestFiles:
                 for disk, state in zip(opened.disks, self._machine.disks, strict=True):
                     _check(name, disk, state.fingerprint)
                 yield opened
+
+
+@contextlib.contextmanager
+def served(
+    name: str, socket: Path, disks: Sequence[str], there: Container[str], *, kernel_mounts: bool
+) -> Iterator[FileTree]:
+    """Open the files in disks that an NBD server shows; what a replay of a journal writes is thrown away.
+
+    Args:
+        name: The VM.
+        socket: Of the server, which calls the disks by their names.
+        disks: All disks of the VM, in the order in which its guest counts them.
+        there: Those that the server has.
+
+    Raises:
+        UnsupportedError: there is no FUSE here, or a file system cannot be opened.
+        SourceError: a file system is damaged, or there is none.
+    """
+    with scratch.scratch_folder() as folder:
+        images = [
+            (Image(disk, socket, "raw", disk), folder / f"overlay-{index}.qcow2")
+            for index, disk in enumerate(disks)
+            if disk in there
+        ]
+        with exports.exported(images, folder=folder, what=f"VM {name}") as found:
+            by_name = {disk.image.disk: disk for disk in found}
+            # /dev/vdc is the third disk also when the second is not there.
+            counted = [
+                by_name.get(disk, ExportedDisk(Image(disk, socket, "raw"), socket, ())) for disk in disks
+            ]
+            with contextlib.ExitStack() as stack:
+                yield _Assembly(name, counted, stack, kernel_mounts=kernel_mounts).tree()
 
 
 @contextlib.contextmanager

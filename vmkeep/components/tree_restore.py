@@ -24,7 +24,7 @@ from vmkeep.units import MiB
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from vmkeep.components.base import ChunkReader
+    from vmkeep.components.base import StreamReader
     from vmkeep.components.catalogue import Entry
     from vmkeep.repository.manifest import StreamRef
 
@@ -67,13 +67,13 @@ class Choice:
         return entry.passage and any(entry.path[: len(path)] == path for path in self.paths)
 
 
-def entries(reader: ChunkReader, ref: StreamRef) -> Iterator[Entry]:
+def entries(reader: StreamReader, ref: StreamRef) -> Iterator[Entry]:
     """Yield the entries of a saved tree, in their order."""
     return catalogue.read(reader.read_stream(ref))
 
 
 def restore_tree(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
-    reader: ChunkReader,
+    reader: StreamReader,
     *,
     content: StreamRef,
     catalogue_ref: StreamRef,
@@ -114,7 +114,7 @@ def restore_tree(  # noqa: PLR0913  (each is a keyword, and none belongs to anot
 class Content:
     """The content stream, read forward in one go where the ranges asked for follow each other."""
 
-    def __init__(self, reader: ChunkReader, ref: StreamRef) -> None:
+    def __init__(self, reader: StreamReader, ref: StreamRef) -> None:
         self._reader, self._ref = reader, ref
         self._blocks: Iterator[bytes] = iter(())
         self._rest = memoryview(b"")

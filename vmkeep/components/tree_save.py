@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from vmkeep.components.base import ChunkWriter
+    from vmkeep.components.base import StreamWriter
     from vmkeep.repository.manifest import Stats, StreamRef
 
 _BLOCK: Final = MiB
@@ -66,7 +66,7 @@ def save_tree(  # noqa: PLR0913  (each is a keyword, and none belongs to another
     *,
     exclude: Sequence[str] = (),
     contents: Mapping[tuple[bytes, ...], Path] | None = None,
-    writer: ChunkWriter,
+    writer: StreamWriter,
     scratch: Path,
     what: str,
     progress: Callable[[int], None] | None = None,

@@ -1,30 +1,46 @@
-"""Files of a recovery point without their VM: into a folder, or as a tar archive."""
+"""Files of a recovery point without their VM: into a folder, or as a tar archive.
+
+A component that was saved as files has them. Out of one that was saved as whole disks they are read as the
+guest would: the disks are served from the repository, and only what is asked for is fetched.
+
+    repository -> SavedDisk -> NBD server -> overlay -> file system -> spool -> folder or archive
+"""
 
 from __future__ import annotations
 
+import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from vmkeep import fleet as fleets
+from vmkeep.components import guest
 from vmkeep.components.base import RestoreContext
 from vmkeep.components.export import export_tar
+from vmkeep.components.files import CATALOGUE, CONTENT, plain_folder
 from vmkeep.components.open import open_component
+from vmkeep.components.spool import Spool
+from vmkeep.components.tree_restore import Choice, restore_tree
+from vmkeep.components.tree_save import save_tree
+from vmkeep.disks import scratch
+from vmkeep.disks.nbd_server import serving
 from vmkeep.errors import InputError, NotFoundError
 from vmkeep.fleet import Kind, Selection
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import prepare, repositories
 from vmkeep.operations.choose import choose_points
+from vmkeep.operations.mount import whole_disks
 from vmkeep.operations.places import chosen
+from vmkeep.repository import SavedComponent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vmkeep.fleet import FleetFile
     from vmkeep.operations.request import Request
-    from vmkeep.repository import Point, Repository, SavedComponent
+    from vmkeep.repository import Point, Repository
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +56,15 @@ class FilesReport:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """Components with files in one recovery point of one VM."""
+    """Components in one recovery point of one VM."""
 
     file: FleetFile
     vm: str
     point: Point
     repository: Repository
     components: tuple[str, ...]
+    whole: bool
+    """Whether they were saved as whole disks."""
 
     def saved(self, component: str) -> SavedComponent:
         """Return the component as it was saved."""
@@ -89,7 +107,19 @@ def into_folder(
         if progress is not None:
             progress(size)
 
-    with _chosen(request, single=bool(paths)) as chosen, tempfile.TemporaryDirectory() as scratch:
+    with _chosen(request, single=bool(paths)) as chosen, tempfile.TemporaryDirectory() as private:
+        if chosen.whole:
+            with _out_of_disks(chosen, paths) as (spool, saved):
+                restore_tree(
+                    spool,
+                    content=saved.streams[CONTENT],
+                    catalogue_ref=saved.streams[CATALOGUE],
+                    into=plain_folder(folder),
+                    choice=Choice(owners=owners),
+                    what=str(folder),
+                    progress=count,
+                )
+            return chosen.report(written)
         vm = chosen.file.fleet.vms[chosen.vm]
         hypervisor = open_hypervisor(
             vm.hypervisor, chosen.file.fleet.hypervisors[vm.hypervisor], chosen.file.path.absolute().parent
@@ -101,7 +131,7 @@ def into_folder(
                     component=component,
                     hypervisor=hypervisor,
                     reader=chosen.repository,
-                    scratch=Path(scratch),
+                    scratch=Path(private),
                     folder=folder,
                     paths=tuple(paths),
                     exact=False,  # the folder is the caller's: nothing in it is removed
@@ -121,7 +151,11 @@ def as_tar(request: Request, archive: IO[bytes]) -> FilesReport:
         NotFoundError: there is no recovery point of it.
     """
     with _chosen(request, single=True) as chosen:
-        export_tar(chosen.repository, chosen.saved(chosen.components[0]), archive)
+        if chosen.whole:
+            with _out_of_disks(chosen, ()) as (spool, saved):
+                export_tar(spool, saved, archive)
+        else:
+            export_tar(chosen.repository, chosen.saved(chosen.components[0]), archive)
         return chosen.report()
 
 
@@ -153,20 +187,52 @@ def _chosen(request: Request, *, single: bool) -> Iterator[_Chosen]:
     if len(selection.vms) != 1:
         raise InputError(f"files are restored from one VM at a time, not from {', '.join(selection.vms)}")
     (vm,) = selection.vms
-    components = tuple(one for one in selection.components[vm] if _has_files(file, vm, one))
-    if not components:
-        raise InputError(
-            f"{vm}/{', '.join(selection.components[vm])} is saved as whole disks, not as files: restore it "
-            f"under another name (--as {vm}={vm}-copy) and copy them from there"
-        )
-    if single and len(components) > 1:
+    with_files = tuple(one for one in selection.components[vm] if _has_files(file, vm, one))
+    components = with_files or tuple(selection.components[vm])
+    if single and len(with_files) > 1:
         choices = ", ".join(f"{vm}/{one}" for one in components)
         raise InputError(f"say from which component: {choices}")
     with repositories.open_repository(file) as repository:
         session = choose_points(file.fleet, Selection({vm: components}), repository, request)[vm]
         point = repository.point(vm, session)
         with repository.reading(point):
-            yield _Chosen(file, vm, point, repository, components)
+            yield _Chosen(file, vm, point, repository, components, whole=not with_files)
+
+
+@contextmanager
+def _out_of_disks(chosen: _Chosen, paths: Sequence[str]) -> Iterator[tuple[Spool, SavedComponent]]:
+    """Take files out of the whole disks of a recovery point, and hold them for as long as the block lasts.
+
+    Raises:
+        NotFoundError: the component was not saved, or one of *paths* is not there.
+        UnsupportedError: there is no FUSE here, or a file system cannot be opened.
+    """
+    for component in chosen.components:
+        chosen.saved(component)
+    vm = chosen.file.fleet.vms[chosen.vm]
+    refs = whole_disks(chosen.point)
+    disks = [
+        *(disk.name for disk in vm.disks),
+        *(name for name in refs if all(name != d.name for d in vm.disks)),
+    ]
+    with ExitStack() as stack:
+        folder = stack.enter_context(scratch.scratch_folder())
+        socket = folder / "disks.sock"
+        opened = {name: stack.enter_context(chosen.repository.open_disk(ref)) for name, ref in refs.items()}
+        stack.enter_context(serving(opened, socket))
+        config = chosen.file.fleet.hypervisors[vm.hypervisor]
+        kernel_mounts = getattr(config, "kernel_mounts", False)  # not every driver can be told so
+        tree = stack.enter_context(guest.served(chosen.vm, socket, disks, refs, kernel_mounts=kernel_mounts))
+        spool = Spool(folder)
+        saved = save_tree(
+            tree,
+            [os.fsencode(path) for path in paths or ("/",)],
+            writer=spool,
+            scratch=folder,
+            what=f"VM {chosen.vm}: recovery point {chosen.point.session}",
+        )
+        streams = {CONTENT: saved.content, CATALOGUE: saved.catalogue}
+        yield spool, SavedComponent(chosen.components[0], streams=streams)
 
 
 def _has_files(file: FleetFile, vm: str, component: str) -> bool:
