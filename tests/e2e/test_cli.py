@@ -217,6 +217,17 @@ def test_show_lists_the_files_of_a_component(saved):
     assert "new\\nline" in saved.out
 
 
+def test_show_lists_the_files_on_a_whole_disk(saved):
+    by_files = {one["path"]: one for one in saved.json("show", "db1", "--files", "filesystems.exports")}
+    by_disk = {one["path"]: one for one in saved.json("show", "db1", "--files", "os")}
+
+    assert {path: by_disk[path] for path in by_files} == by_files
+    assert "/etc/fstab" in by_disk
+    for component in ("os", "filesystems.exports"):
+        assert saved("show", "db1", "--files", component, "--path", "/srv/exports/plain.txt") == 0
+        assert len(saved.out.splitlines()) == 1
+
+
 def test_files_restored_into_a_folder_are_equal(saved, tree, tmp_path):
     assert saved("restore", "db1/filesystems.exports", "--to", str(tmp_path / "found")) == 0
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
+import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -14,12 +17,13 @@ from vmkeep.cli.console import local_time, out, print_json
 from vmkeep.cli.points import summary
 from vmkeep.components.files import CATALOGUE
 from vmkeep.components.tree_restore import entries
-from vmkeep.errors import InputError, NotFoundError
-from vmkeep.operations import repositories
+from vmkeep.components.tree_save import list_tree
+from vmkeep.errors import NotFoundError
+from vmkeep.operations import files, repositories
 from vmkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vmkeep.components.catalogue import Entry
     from vmkeep.fleet import FleetFile
@@ -46,18 +50,29 @@ def print_point(point: Point, *, as_json: bool) -> None:
         out().print(line)
 
 
-def show_files(file: FleetFile, vm: str, session: str, component: str, *, as_json: bool) -> None:
-    """List the files of one component, as they would be restored.
+def show_files(  # noqa: PLR0913  (each is an option)
+    file: FleetFile, vm: str, session: str, component: str, *, path: str, as_json: bool
+) -> None:
+    """List the files of one component at and below *path*, as they would be restored.
 
     Raises:
         NotFoundError: the recovery point does not have it.
-        InputError: it was saved as whole disks.
+        UnsupportedError: it was saved as whole disks, and they cannot be opened here.
     """
-    with repositories.open_repository(file) as repository:
-        saved = _component_of(repository, vm, session, component)
-        if CATALOGUE not in saved.streams:
-            raise InputError(f"{vm}/{component} was saved as whole disks: it has no list of files")
-        found = (one for one in entries(repository, saved.streams[CATALOGUE]) if not one.passage)
+    with contextlib.ExitStack() as stack:
+        repository = stack.enter_context(repositories.open_repository(file))
+        point, saved = _component_of(repository, vm, session, component)
+        found: Iterable[Entry]
+        if CATALOGUE in saved.streams:
+            names = tuple(name for name in os.fsencode(path).split(b"/") if name)
+            all_of_it = entries(repository, saved.streams[CATALOGUE])
+            found = (one for one in all_of_it if one.path[: len(names)] == names)
+        else:
+            stack.enter_context(repository.reading(point))
+            tree = stack.enter_context(files.open_disks(file, repository, point))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            found = list_tree(tree, [os.fsencode(path)], scratch=folder, what=f"VM {vm}")
+        found = (one for one in found if not one.passage)
         if as_json:
             print_json([_file(entry) for entry in found])
         else:
@@ -65,7 +80,9 @@ def show_files(file: FleetFile, vm: str, session: str, component: str, *, as_jso
                 sys.stdout.write(_file_line(entry) + "\n")
 
 
-def _component_of(repository: Repository, vm: str, session: str, component: str) -> SavedComponent:
+def _component_of(
+    repository: Repository, vm: str, session: str, component: str
+) -> tuple[Point, SavedComponent]:
     """Return a saved component; of the newest recovery point that has it, if none was named."""
     point = repository.point(vm, session)
     if session == "latest":
@@ -75,7 +92,7 @@ def _component_of(repository: Repository, vm: str, session: str, component: str)
     if saved is None:
         why = point.missing.get(component, f"it has {', '.join(point.components)}")
         raise NotFoundError(f"recovery point {point.session} of {vm} has no {component}: {why}")
-    return saved
+    return point, saved
 
 
 def _lines(point: Point) -> Iterator[Text]:

@@ -10,6 +10,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from typing import IO, TYPE_CHECKING, Final
 
+from vmkeep.components import catalogue
 from vmkeep.components.catalogue import Entry
 from vmkeep.disks.file_tree import FileTree, names_in, show
 from vmkeep.errors import SourceChangedError, SourceError
@@ -83,12 +84,26 @@ def save_tree(  # noqa: PLR0913  (each is a keyword, and none belongs to another
         SourceError: something cannot be read.
         SourceChangedError: a file changed while it was read.
     """
-    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(scratch)) as catalogue:
-        walk = _Walk(tree, catalogue, exclude, contents or {}, what)
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(scratch)) as lines:
+        walk = _Walk(tree, lines, exclude, contents or {}, what)
         content, content_stats = writer.save_stream(walk.content(paths), progress=progress)
-        catalogue.seek(0)
-        lines, lines_stats = writer.save_stream(iter(lambda: catalogue.read(_BLOCK), b""))
-    return SavedTree(content, lines, walk.counts, content_stats + lines_stats, tuple(walk.real_paths))
+        lines.seek(0)
+        listed, lines_stats = writer.save_stream(iter(lambda: lines.read(_BLOCK), b""))
+    return SavedTree(content, listed, walk.counts, content_stats + lines_stats, tuple(walk.real_paths))
+
+
+def list_tree(tree: FileTree, paths: Sequence[bytes], *, scratch: Path, what: str) -> Iterator[Entry]:
+    """Yield what lies at and below *paths* without reading any content: entries have no extents.
+
+    Raises:
+        NotFoundError: one of *paths* is not there.
+        SourceError: something cannot be read.
+    """
+    with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY, dir=str(scratch)) as lines:
+        for _ in _Walk(tree, lines, (), {}, what, with_content=False).content(paths):
+            raise AssertionError("content was read")  # pragma: no cover
+        lines.seek(0)
+        yield from catalogue.read(iter(lambda: lines.read(_BLOCK), b""))
 
 
 @dataclass(slots=True)
@@ -96,10 +111,12 @@ class _Walk:
     """One pass over the tree: yields the content, and notes each entry in the catalogue."""
 
     tree: FileTree
-    catalogue: IO[bytes]
+    lines: IO[bytes]
+    """The catalogue."""
     exclude: Sequence[str]
     contents: Mapping[tuple[bytes, ...], Path]
     what: str
+    with_content: bool = True
     counts: Counts = field(default_factory=Counts)
     real_paths: list[str] = field(default_factory=list)
     _position: int = 0
@@ -175,7 +192,8 @@ class _Walk:
                 fd = self._open(names, folder)
                 try:
                     before = os.fstat(fd)
-                    yield from self._data(names, fd, before, extents)
+                    if self.with_content:
+                        yield from self._data(names, fd, before, extents)
                 finally:
                     os.close(fd)
                 entry = replace(entry, size=before.st_size, extents=tuple(extents))
@@ -183,7 +201,7 @@ class _Walk:
                     self._linked[found.st_dev, found.st_ino] = entry
         except OSError as error:
             raise SourceError(f"{self.what}: {show(names)}: {error.strerror}") from error
-        self.catalogue.write(entry.to_line())
+        self.lines.write(entry.to_line())
         self.counts.entries += 1
         self.counts.files += entry.kind == "file"
 

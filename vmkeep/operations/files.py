@@ -38,6 +38,7 @@ from vmkeep.repository import SavedComponent
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from vmkeep.disks.file_tree import FileTree
     from vmkeep.fleet import FleetFile
     from vmkeep.operations.request import Request
     from vmkeep.repository import Point, Repository
@@ -189,8 +190,8 @@ def _chosen(request: Request, *, single: bool) -> Iterator[_Chosen]:
     (vm,) = selection.vms
     with_files = tuple(one for one in selection.components[vm] if _has_files(file, vm, one))
     components = with_files or tuple(selection.components[vm])
-    if single and len(with_files) > 1:
-        choices = ", ".join(f"{vm}/{one}" for one in components)
+    if single and with_files and len(selection.components[vm]) > 1:
+        choices = ", ".join(f"{vm}/{one}" for one in selection.components[vm])
         raise InputError(f"say from which component: {choices}")
     with repositories.open_repository(file) as repository:
         session = choose_points(file.fleet, Selection({vm: components}), repository, request)[vm]
@@ -209,20 +210,7 @@ def _out_of_disks(chosen: _Chosen, paths: Sequence[str]) -> Iterator[tuple[Spool
     """
     for component in chosen.components:
         chosen.saved(component)
-    vm = chosen.file.fleet.vms[chosen.vm]
-    refs = whole_disks(chosen.point)
-    disks = [
-        *(disk.name for disk in vm.disks),
-        *(name for name in refs if all(name != d.name for d in vm.disks)),
-    ]
-    with ExitStack() as stack:
-        folder = stack.enter_context(scratch.scratch_folder())
-        socket = folder / "disks.sock"
-        opened = {name: stack.enter_context(chosen.repository.open_disk(ref)) for name, ref in refs.items()}
-        stack.enter_context(serving(opened, socket))
-        config = chosen.file.fleet.hypervisors[vm.hypervisor]
-        kernel_mounts = getattr(config, "kernel_mounts", False)  # not every driver can be told so
-        tree = stack.enter_context(guest.served(chosen.vm, socket, disks, refs, kernel_mounts=kernel_mounts))
+    with scratch.scratch_folder() as folder, open_disks(chosen.file, chosen.repository, chosen.point) as tree:
         spool = Spool(folder)
         saved = save_tree(
             tree,
@@ -233,6 +221,29 @@ def _out_of_disks(chosen: _Chosen, paths: Sequence[str]) -> Iterator[tuple[Spool
         )
         streams = {CONTENT: saved.content, CATALOGUE: saved.catalogue}
         yield spool, SavedComponent(chosen.components[0], streams=streams)
+
+
+@contextmanager
+def open_disks(file: FleetFile, repository: Repository, point: Point) -> Iterator[FileTree]:
+    """Open the files on the whole disks of a recovery point, put together as the guest mounts them.
+
+    The caller keeps the point from being collected.
+
+    Raises:
+        UnsupportedError: there is no FUSE here, or a file system cannot be opened.
+        SourceError: a file system is damaged, or there is none.
+    """
+    vm = file.fleet.vms[point.vm]
+    refs = whole_disks(point)
+    declared = [disk.name for disk in vm.disks]
+    disks = [*declared, *(name for name in refs if name not in declared)]
+    config = file.fleet.hypervisors[vm.hypervisor]
+    kernel_mounts = getattr(config, "kernel_mounts", False)  # not every driver can be told so
+    with ExitStack() as stack:
+        socket = stack.enter_context(scratch.scratch_folder()) / "disks.sock"
+        opened = {name: stack.enter_context(repository.open_disk(ref)) for name, ref in refs.items()}
+        stack.enter_context(serving(opened, socket))
+        yield stack.enter_context(guest.served(point.vm, socket, disks, refs, kernel_mounts=kernel_mounts))
 
 
 def _has_files(file: FleetFile, vm: str, component: str) -> bool:

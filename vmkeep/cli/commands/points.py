@@ -25,7 +25,7 @@ def points(
     carry_out(fleet, vm, repository, as_json=json)
 
 
-def show(  # noqa: PLR0913  (each is an option)
+def show(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an option)
     vm: Annotated[str, typer.Argument(help="The VM.", show_default=False)],
     session: Annotated[
         str, typer.Argument(help="The recovery point's session, or the beginning of it.")
@@ -35,6 +35,9 @@ def show(  # noqa: PLR0913  (each is an option)
         str | None,
         typer.Option(metavar="COMPONENT", help="List the files of this component."),
     ] = None,
+    path: Annotated[
+        str, typer.Option(metavar="PATH", help="With --files: only this file or folder, and all below it.")
+    ] = "/",
     repository: options.Repository = None,
     *,
     json: options.Json = False,
@@ -46,7 +49,7 @@ def show(  # noqa: PLR0913  (each is an option)
     if files is None:
         shown.show(load(fleet, repository), vm, session, as_json=json)
     else:
-        shown.show_files(load(fleet, repository), vm, session, files, as_json=json)
+        shown.show_files(load(fleet, repository), vm, session, files, path=path, as_json=json)
 
 
 def mount(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an option)
@@ -156,7 +159,10 @@ def add_to(app: typer.Typer) -> None:
     app.command(epilog=examples("vmkeep points", "vmkeep points db1 --json"))(points)
     app.command(
         epilog=examples(
-            "vmkeep show db1", "vmkeep show db1 20260101T01", "vmkeep show db1 --files filesystems.exports"
+            "vmkeep show db1",
+            "vmkeep show db1 20260101T01",
+            "vmkeep show db1 --files filesystems.exports",
+            "vmkeep show db1 --files os --path /etc",
         )
     )(show)
     app.command(
