@@ -6,10 +6,11 @@ A libvirt daemon of the benchmark's own runs two VMs that are alike and execute 
 4 GiB, with an ext4 of about 0.6 GB of this system's files, as in `data_path.py`) lie behind QEMU, and are
 read over its NBD server by both. `full` is the first backup, `incremental` the one after 40 blocks of 1 MiB,
 anywhere on the disk, were written; `restore` writes the newest state into a new image, and is over when that
-is on stable storage. Each is one process from its start to its end: wall time, processor time, peak memory;
-QEMU's own time is counted for neither. Restored images are compared with the disk. virtnbdbackup compresses
-with lz4 (`-z`) and encrypts nothing; vmkeep runs without Prefect, and compresses, encrypts, names and reads
-back as always. Needs root, and the package virtnbdbackup.
+is on stable storage. Each is one process from its start to its end: wall time, processor time, peak memory.
+The VM's QEMU is counted for neither, daemons that they start (qemu-nbd, qemu-storage-daemon) for both.
+Restored images are compared with the disk. virtnbdbackup compresses with lz4 (`-z`) and encrypts nothing;
+vmkeep runs without Prefect, and compresses, encrypts, names and reads back as always. Needs root, and the
+package virtnbdbackup.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from data_path import DISK, Cost, make_disk, measured, report
+from data_path import DISK, Cost, adopt_daemons, make_disk, measured, report
 
 from vmkeep.operations import repositories
 from vmkeep.repository import Repository
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     options = parser.parse_args()
+    adopt_daemons()
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as folder,
         tempfile.TemporaryDirectory(prefix="libvirtd.") as sockets,  # a short path
