@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -47,8 +48,14 @@ def serve(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     )
     _replace_other(what)
     serving.write(what)
-    address = serving.ensure(what)
-    what.streams().overlay(target, {disk: ServedDisk(ref.size, address, disk) for disk, ref in refs.items()})
+    try:
+        address = serving.ensure(what)
+        served = {disk: ServedDisk(ref.size, address, disk) for disk, ref in refs.items()}
+        what.streams().overlay(target, served)
+    except BaseException:
+        with contextlib.suppress(VmkeepError):  # it ends by itself when nothing lies on its disks for long
+            serving.abandon(what.folder, run.id)
+        raise
     serving.write(replace(what, in_place=True))
     size = sum(ref.size for ref in refs.values())
     return StepReport(f"{', '.join(refs)}, {format_size(size)}, read from {point.session} as they are needed")
@@ -86,7 +93,24 @@ def follow(
     """
     stop = stop or threading.Event()
     what = replace(what, in_place=True, wanted=True, bandwidth=bandwidth or what.bandwidth)
-    serving.write(what)
+    told = 0
+
+    def tell(size: int) -> None:
+        nonlocal told
+        told += size
+        progress(size)
+
+    try:
+        serving.update(what)
+        _follow(what, tell, stop)
+    except NotFoundError:
+        if serving.is_noted(what.folder):
+            raise
+        # The server saw to the rest, and went at whatever moment.
+    return told
+
+
+def _follow(what: Serving, progress: Callable[[int], None], stop: threading.Event) -> None:
     streams = what.streams()
     sizes: dict[str, int] = {}
     told = 0
@@ -103,13 +127,12 @@ def follow(
                 told = done
             if ours and not behind:
                 serving.let_go(what)
-                return told
+                return
         if stop.wait(_POLL_S):
             raise SourceError(
                 f"VM {what.target}: {', '.join(one.disk for one in behind)} has not streamed in yet, and "
                 f"goes on by itself; 'vmkeep stream {what.target}' waits for it"
             )
-    return told  # the server saw to the rest
 
 
 def find(file: FleetFile, target: str) -> Serving:
@@ -172,9 +195,12 @@ def size_of(what: Serving) -> int:
 
 def power_on(what: Serving) -> None:
     """Start a VM whose data has not streamed in."""
-    serving.ensure(what)
-    with serving.my_turn(what.folder):  # its server may have started it already
-        what.machine().start(what.target)
+    with contextlib.suppress(NotFoundError):  # it has all of its data, and may be started by anybody
+        serving.ensure(what)
+        with serving.my_turn(what.folder):  # its server may have started it already
+            what.machine().start(what.target)
+            return
+    what.machine().start(what.target)
 
 
 def _replace_other(new: Serving) -> None:

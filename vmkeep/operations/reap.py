@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from vmkeep.disks import scratch
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import NotFoundError, VmkeepError
 from vmkeep.operations import freeze, kept_points, serving, steps
 from vmkeep.operations.run import Run, dead_runs
 from vmkeep.operations.state import state_folder
@@ -30,6 +30,8 @@ def reap(fleet: str) -> list[str]:
 
 def _serve(fleet: str) -> Iterator[str]:
     """Start the servers again that VMs need and that were killed; let go what no VM needs."""
+    for gone in (state_folder(fleet) / "serving").glob("*/.*"):
+        shutil.rmtree(gone, ignore_errors=True)
     for one in serving.all_of(fleet):
         if serving.is_alive(one.folder) or serving.is_begun(one):
             continue
@@ -38,6 +40,8 @@ def _serve(fleet: str) -> Iterator[str]:
                 serving.ensure(one)
             else:
                 serving.let_go(one)
+        except NotFoundError:
+            continue  # its server has seen it through meanwhile
         except VmkeepError as error:
             yield f"VM {one.target} needs a server of its recovery point, and has none: {error}"
 

@@ -112,7 +112,8 @@ def folder_of(file: FleetFile, vm: str, target: str) -> Path:
 
 def all_of(fleet: str) -> Iterator[Serving]:
     """Yield what VMs of a fleet are served, or were when their server was killed."""
-    for path in sorted((state_folder(fleet) / "serving").glob(f"*/*/{_NOTE}")):
+    # What begins with a dot is being removed.
+    for path in sorted((state_folder(fleet) / "serving").glob(f"*/[!.]*/{_NOTE}")):
         with contextlib.suppress(NotFoundError):
             yield read(path.parent)
 
@@ -126,7 +127,7 @@ def read(folder: Path) -> Serving:
     try:
         noted = json.loads((folder / _NOTE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(f"no VM is served from {folder}") from None
+        raise _nothing(folder) from None
     return Serving(**{**noted, "disks": tuple(noted["disks"])})
 
 
@@ -149,18 +150,59 @@ def write(serving: Serving) -> None:
     write_whole(serving.folder / _NOTE, json.dumps(asdict(serving)).encode())
 
 
+def update(serving: Serving) -> None:
+    """Note anew what is served.
+
+    Raises:
+        NotFoundError: nothing is served any more: the VM has all of its data.
+    """
+    new = serving.folder / f".{_NOTE}.{os.getpid()}"
+    with _going_on(serving):
+        with new.open("wb") as file:
+            file.write(json.dumps(asdict(serving)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(serving.folder / _NOTE)
+
+
 def ensure(serving: Serving) -> Path:
     """Return the socket of a server that answers; it is started if none does.
 
     Raises:
+        NotFoundError: nothing is served any more: a server that was there has seen the VM through.
         TemporaryError: it does not come up; the message has its last words.
     """
     address = serving.streams().folder(serving.target) / SOCKET
     _children[:] = [one for one in _children if one.poll() is None]
     if is_alive(serving.folder) and _answers(address):
         return address
+    process = _started(serving)
+    deadline = time.monotonic() + _STARTS_S
+    while not _answers(address):
+        ended = process.poll()
+        if not is_noted(serving.folder):
+            raise _nothing(serving.folder)
+        if ended == 0 and not is_alive(serving.folder):
+            process = _started(serving)  # it left the work to another one, which has ended meanwhile
+        elif ended or time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            raise TemporaryError(
+                f"VM {serving.target}: the server of its recovery point does not come up: "
+                f"{last_words(serving.folder)}"
+            )
+        time.sleep(_POLL_S)
+    return address
+
+
+def _started(serving: Serving) -> subprocess.Popen[bytes]:
+    """Start a server; one that finds another at work ends at once."""
     # In memory only: neither a disk nor the command line shows it.
-    with (serving.folder / "log").open("ab") as log, os.fdopen(os.memfd_create("secrets"), "w+b") as given:
+    with (
+        _going_on(serving),
+        (serving.folder / "log").open("ab") as log,
+        os.fdopen(os.memfd_create("secrets"), "w+b") as given,
+    ):
         given.write(json.dumps(_looked_up(serving.file)).encode())
         given.seek(0)
         process = subprocess.Popen(
@@ -172,18 +214,22 @@ def ensure(serving: Serving) -> Path:
             cwd="/",
         )
     _children.append(process)
-    deadline = time.monotonic() + _STARTS_S
-    while not _answers(address):
-        # One that finds another at work ends at once, and that one is waited for.
-        if process.poll() not in {None, 0} or time.monotonic() > deadline:
-            with contextlib.suppress(ProcessLookupError):
-                process.terminate()
-            raise TemporaryError(
-                f"VM {serving.target}: the server of its recovery point does not come up: "
-                f"{last_words(serving.folder)}"
-            )
-        time.sleep(_POLL_S)
-    return address
+    return process
+
+
+@contextlib.contextmanager
+def _going_on(serving: Serving) -> Iterator[None]:
+    """Say what it means that the folder has gone."""
+    try:
+        yield
+    except FileNotFoundError:
+        if is_noted(serving.folder):
+            raise
+        raise _nothing(serving.folder) from None
+
+
+def _nothing(folder: Path) -> NotFoundError:
+    return NotFoundError(f"no VM is served from {folder}")
 
 
 def end(folder: Path) -> None:

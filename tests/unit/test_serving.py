@@ -1,0 +1,96 @@
+"""A server ends by itself, at whatever moment others look for it: then all is well, nothing comes back."""
+
+import fcntl
+import socket
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from vmkeep.errors import NotFoundError
+from vmkeep.operations import instant, reap, serving
+from vmkeep.operations.serving import Serving
+
+FLEET = """\
+version: 1
+fleet: lab
+repository: {store: ./repository, key: {file: ./key}}
+hypervisors: {here: {driver: libvirt, uri: "qemu:///system"}}
+vms: {db1: {hypervisor: here, disks: [{name: root, size: 1GiB}]}}
+"""
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """What is noted of a VM that runs from a server."""
+    monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "state"))
+    path = tmp_path / "fleet.yaml"
+    path.write_text(FLEET)
+    streams = SimpleNamespace(folder=lambda _vm: tmp_path, behind=lambda _vm: [])
+    monkeypatch.setattr(Serving, "streams", lambda _self: streams)
+    what = Serving(str(path), "here", "db1", "db1", "20260101T000000Z-00000000", None, "run", ("root",))
+    serving.write(what)
+    return what
+
+
+@pytest.fixture
+def another(served):
+    """Another server that is at work, as far as its lock says."""
+    with (served.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+def test_a_folder_that_is_being_removed_is_none_of_a_server_and_goes(served):
+    gone = served.folder.with_name(f".{served.folder.name}.1")
+    served.folder.rename(gone)
+
+    assert [*serving.all_of("lab")] == []
+    assert reap.reap("lab") == []
+    assert not gone.exists()
+
+
+def test_what_was_let_go_is_not_noted_again(served):
+    serving.forget(served.folder)
+
+    with pytest.raises(NotFoundError):
+        serving.update(served)
+    assert instant.follow(served, progress=lambda _size: None) == 0
+    assert not served.folder.exists()
+
+
+@pytest.mark.usefixtures("another")
+def test_who_waits_for_a_server_that_lets_its_vm_go_is_done(served):
+    later = threading.Timer(0.5, lambda: serving.forget(served.folder))
+    later.start()
+
+    begun = time.monotonic()
+    assert instant.follow(served, progress=lambda _size: None) == 0
+    assert time.monotonic() - begun < 30
+    later.join()
+    assert not served.folder.exists()
+
+
+def test_a_server_is_started_again_when_the_one_that_it_left_the_work_to_has_ended(
+    served, another, monkeypatch
+):
+    listener = socket.socket(socket.AF_UNIX)
+    started = []
+
+    def start(_serving):
+        started.append(1)
+        if len(started) == 2:
+            listener.bind(str(address))
+            listener.listen()
+            threading.Thread(target=lambda: listener.accept()[0].send(b"N"), daemon=True).start()
+        else:
+            fcntl.flock(another, fcntl.LOCK_UN)
+        return SimpleNamespace(poll=lambda: 0)
+
+    address = served.streams().folder("db1") / serving.SOCKET
+    monkeypatch.setattr(serving, "_started", start)
+    with listener:
+        assert serving.ensure(served) == Path(address)
+    assert len(started) == 2
