@@ -1,13 +1,16 @@
 """What belongs to a VM beside its disks is saved with it, and is there again after a restore."""
 
+import os
 import random
+import shutil
 from pathlib import Path
 
 import libvirt
 import pytest
 
-from vmkeep.hypervisors.libvirt import belongings
-from vmkeep.hypervisors.libvirt.machine import parse, read, to_text
+from vmkeep.hypervisors.libvirt import belongings, kept_pools
+from vmkeep.hypervisors.libvirt.connection import shared
+from vmkeep.hypervisors.libvirt.machine import NAMESPACE, parse, read, to_text
 from vmkeep.testing.rack import Rack
 from vmkeep.units import KiB
 
@@ -155,6 +158,154 @@ def test_a_network_that_is_gone_is_made_as_it_was(libvirtd, tmp_path):
         assert any("network vmkeeplan" in line for line in report.steps["configure db1"].details)
     finally:
         network.destroy()
+
+
+FAST = "[{name: root, size: 16MiB, storage: fast}]"
+
+
+@pytest.fixture
+def pooled(libvirtd, tmp_path):
+    """A VM whose disk lies in a storage pool of its own, saved, and lost with the pool."""
+    folder = libvirtd.define_pool("fast")
+    rack = Rack(tmp_path, libvirtd, f"vms:\n  db1: {{disks: {FAST}}}\n")
+    rack.daemon.connection.storagePoolLookupByName("fast").setAutostart(1)
+    rack.pause("db1")
+    rack.poke("db1", "root", at="1M", length="1M", pattern=0x31)
+    rack.before = rack.digest("db1", "root")
+    rack.fast = folder
+    return rack
+
+
+def lose_pool(rack):
+    assert rack.run("backup").exit_code == 0
+    lose(rack)
+    pool = rack.daemon.connection.storagePoolLookupByName("fast")
+    uuid = pool.UUIDString()
+    pool.destroy()
+    pool.undefine()
+    shutil.rmtree(rack.fast)
+    return uuid
+
+
+def pools_of(rack):
+    return {one.name() for one in rack.daemon.connection.listAllStoragePools()}
+
+
+def told(report, what):
+    return [line for line in report.steps["configure db1"].details if what in line]
+
+
+def test_a_storage_pool_that_is_gone_is_made_as_it_was_and_knows_the_disk(pooled):
+    uuid = lose_pool(pooled)
+
+    report = pooled.run("restore")
+    pool = pooled.daemon.connection.storagePoolLookupByName("fast")
+    assert (pool.UUIDString(), pool.isActive(), pool.autostart()) == (uuid, 1, 1)
+    (image,) = pooled.hypervisor.images("db1")
+    assert image.path.parent == pooled.fast
+    assert pool.listVolumes() == [image.path.name]
+    assert told(report, "storage pool fast: made as it was captured")
+    assert pooled.digest("db1", "root") == pooled.before
+    assert "vmkeep:pool" not in to_text(definition(pooled, "db1"))
+
+
+def test_a_volume_of_a_pool_comes_back_into_its_pool(pooled):
+    pooled.domain("db1").destroy()
+
+    def by_name(root):
+        disk = root.find("devices/disk")
+        name = Path(disk.find("source").get("file")).name
+        disk.set("type", "volume")
+        disk.find("source").attrib.clear()
+        disk.find("source").attrib.update({"pool": "fast", "volume": name})
+
+    pooled.daemon.connection.storagePoolLookupByName("fast").refresh()
+    edited(pooled, by_name)
+    lose_pool(pooled)
+
+    pooled.run("restore")
+    (image,) = pooled.hypervisor.images("db1")
+    assert image.path.parent == pooled.fast
+    assert pooled.digest("db1", "root") == pooled.before
+
+
+def test_a_pool_that_is_stopped_is_started(pooled):
+    pooled.run("backup")
+    lose(pooled)
+    pooled.daemon.connection.storagePoolLookupByName("fast").destroy()
+    for path in pooled.fast.iterdir():
+        path.unlink()
+
+    assert told(pooled.run("restore"), "storage pool fast: stopped -> started")
+    assert pooled.daemon.connection.storagePoolLookupByName("fast").isActive()
+
+
+def test_another_pool_of_that_name_stays_and_is_told(pooled, tmp_path):
+    lose_pool(pooled)
+    other = pooled.daemon.define_pool("fast", tmp_path / "other")
+
+    report = pooled.run("restore")
+    assert told(report, "NOT made: another one has its name here")
+    assert [*other.iterdir()] == []
+    (image,) = pooled.hypervisor.images("db1")
+    assert image.path.parent == pooled.daemon.pools / "default"
+    assert pooled.digest("db1", "root") == pooled.before
+
+
+def test_a_pool_that_cannot_be_made_leaves_nothing_and_the_vm_comes_back(pooled):
+    lose_pool(pooled)
+    pooled.fast.write_bytes(b"in the way")
+
+    report = pooled.run("restore")
+    assert told(report, "storage pool fast: NOT made: ")
+    assert pools_of(pooled) == {"default"}
+    assert pooled.digest("db1", "root") == pooled.before
+
+
+def test_a_pool_is_not_made_for_a_copy_in_another_storage_nor_for_a_drill(pooled):
+    lose_pool(pooled)
+
+    pooled.run("restore", rename={"db1": "db2"}, storage="default")
+    assert pools_of(pooled) == {"default"}
+    if os.geteuid() == 0:  # only the system's daemon makes networks
+        captured = pooled.points("db1")[-1].definition
+        pooled.hypervisor.isolate("vmkeep-drill-1")
+        pooled.hypervisor.create("db1-drill-1", captured, overwrite=False, drill="vmkeep-drill-1")
+        pooled.hypervisor.remove("db1-drill-1", drill="vmkeep-drill-1")
+        pooled.hypervisor.end_isolation("vmkeep-drill-1")
+    assert pools_of(pooled) == {"default"}
+    assert not pooled.fast.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "reason"),
+    [
+        ("fs", "<device path='/dev/sdz1'/><format type='ext4'/>", "may be another one here"),
+        ("fs", "<device path='/dev/disk/by-uuid/no-such'/><format type='ext4'/>", "is not here"),
+        (
+            "netfs",
+            "<host name='127.0.0.1'/><dir path='/vms'/><format type='cifs'/>",
+            "does not answer at port 445",
+        ),
+        ("logical", "<name>vg0</name><format type='lvm2'/>", "it is of type logical"),
+        ("disk", "<device path='/dev/sdz'/><format type='gpt'/>", "it is of type disk"),
+    ],
+)
+def test_a_pool_that_may_be_something_else_here_is_not_made_and_it_is_said(
+    libvirtd, tmp_path, kind, source, reason
+):
+    folder = tmp_path / "mount"
+    kept = parse(
+        f"<pool xmlns='{NAMESPACE}' disks='root'><pool xmlns='' type='{kind}'><name>fast</name>"
+        f"<source>{source}</source><target><path>{folder}</path></target></pool></pool>",
+        what="pool",
+    )
+
+    (change,) = kept_pools.make(shared(libvirtd.uri), [kept], ["root"])
+    assert not change.applied
+    assert reason in change.declared
+    assert [one.name() for one in libvirtd.connection.listAllStoragePools()] == ["default"]
+    assert not folder.exists()
 
 
 def test_a_medium_that_is_not_here_is_ejected_and_the_vm_starts(libvirtd, tmp_path):

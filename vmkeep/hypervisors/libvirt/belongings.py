@@ -1,10 +1,11 @@
-"""What belongs to a VM beside its disks: its UEFI settings, its TPM's state, the networks that it is on.
+"""What belongs to a VM beside its disks: its UEFI settings, its TPM's state, its networks and pools.
 
 A captured definition carries them in vmkeep's metadata, so that one document says all of the machine:
 
     <vmkeep:nvram>...</vmkeep:nvram>                                 zlib, then base64
     <vmkeep:tpm file="tpm2/tpm2-00.permall">...</vmkeep:tpm>         the same, for each file
     <vmkeep:network autostart="yes"><network>...</network></vmkeep:network>
+    <vmkeep:pool ...>                                                see `kept_pools`
 
 They are taken out again before a domain is defined.
 """
@@ -24,6 +25,7 @@ import libvirt
 
 from vmkeep.errors import InputError, NotFoundError, SourceError, VmkeepError
 from vmkeep.hypervisors.base import Change
+from vmkeep.hypervisors.libvirt import kept_pools
 from vmkeep.hypervisors.libvirt.connection import is_remote, translated
 from vmkeep.hypervisors.libvirt.machine import NAMESPACE, own, parse, read, to_text
 
@@ -53,13 +55,14 @@ def collect(connection: Connection, definition: str, *, running: bool) -> tuple[
         *_collect_tpm(connection, root, running=running),
     ]
     _collect_networks(connection, root)
+    kept_pools.collect(connection, root)
     return to_text(root), "; ".join(lacking)
 
 
 def take(root: ET.Element) -> list[ET.Element]:
     """Take what `collect` added out of a definition, and return it."""
     ours = own(root)
-    found = [one for tag in ("nvram", "tpm", "network") for one in ours.findall(f"{_TAG}{tag}")]
+    found = [one for tag in ("nvram", "tpm", "network", "pool") for one in ours.findall(f"{_TAG}{tag}")]
     for one in found:
         ours.remove(one)
     return found

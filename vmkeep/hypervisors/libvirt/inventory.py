@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmkeep.hypervisors.libvirt.connection import Connection
-    from vmkeep.hypervisors.libvirt.machine import Machine
+    from vmkeep.hypervisors.libvirt.machine import Disk, Machine
 
 
 def machines(connection: Connection) -> list[Found]:
@@ -90,7 +90,7 @@ def seen(domain: libvirt.virDomain, machine: Machine) -> Definition:
                 f"the driver libvirt deals with {' and '.join(pools.FORMATS)}"
             )
         with translated(f"VM {machine.name}: disk {disk.name}"):
-            size, _, _ = domain.blockInfo(disk.target)
+            size = _size(domain, disk)
         entry = {
             "name": disk.name,
             "file": str(disk.path or disk.target),
@@ -99,6 +99,13 @@ def seen(domain: libvirt.virDomain, machine: Machine) -> Definition:
         }
         disks.append(DiskFile.model_validate(entry))
     return _described(machine, tuple(disks))
+
+
+def _size(domain: libvirt.virDomain, disk: Disk) -> int:
+    if disk.volume is None or domain.isActive():
+        return int(domain.blockInfo(disk.target)[0])
+    pool, volume = disk.volume  # of a domain that is powered off libvirt does not say it
+    return int(domain.connect().storagePoolLookupByName(pool).storageVolLookupByName(volume).info()[1])
 
 
 def _described(machine: Machine, disks: tuple[DiskFile, ...]) -> Definition:

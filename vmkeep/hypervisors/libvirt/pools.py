@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 DEFAULT: Final = "default"
 FORMATS: Final = ("qcow2", "raw")
 """The formats of disks that a VM can run on here; qcow2 alone remembers what changed."""
-_FOLDERS: Final = {"dir", "fs", "netfs"}
+FOLDERS: Final = {"dir", "fs", "netfs"}
 """Types of pool whose volumes are files of a folder."""
 
 
@@ -46,10 +46,10 @@ def folder(connection: Connection, pool: str | None) -> Path:
         root = parse(found.XMLDesc(), what=f"storage pool {name}")
     kind = root.get("type", "")
     path = root.findtext("target/path")
-    if kind not in _FOLDERS or not path:
+    if kind not in FOLDERS or not path:
         raise UnsupportedError(
             f"storage pool {name} is of type {kind}: vmkeep makes disks in pools that are folders "
-            f"({', '.join(sorted(_FOLDERS))})"
+            f"({', '.join(sorted(FOLDERS))})"
         )
     return Path(path)
 
@@ -104,7 +104,7 @@ def folders(connection: Connection) -> Iterator[tuple[str, str]]:
         for pool in pools:
             root = parse(pool.XMLDesc(), what=f"storage pool {pool.name()}")
             path = root.findtext("target/path")
-            if root.get("type") in _FOLDERS and path:
+            if root.get("type") in FOLDERS and path:
                 yield pool.name(), path
 
 

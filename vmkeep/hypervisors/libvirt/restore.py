@@ -12,10 +12,26 @@ from typing import TYPE_CHECKING, Final
 import libvirt
 
 from vmkeep.disks import images, journal, locking, qemu_img
-from vmkeep.errors import AccessError, InputError, NotFoundError, SourceChangedError, SourceError
+from vmkeep.errors import (
+    AccessError,
+    InputError,
+    NotFoundError,
+    SourceChangedError,
+    SourceError,
+    VmkeepError,
+)
 from vmkeep.hypervisors.base import AS_IT_WAS
 from vmkeep.hypervisors.drilled import require_copy, require_mark
-from vmkeep.hypervisors.libvirt import adapt, belongings, build, checkpoints, guard, pools, restoring
+from vmkeep.hypervisors.libvirt import (
+    adapt,
+    belongings,
+    build,
+    checkpoints,
+    guard,
+    kept_pools,
+    pools,
+    restoring,
+)
 from vmkeep.hypervisors.libvirt import drill as drills
 from vmkeep.hypervisors.libvirt.connection import translated
 from vmkeep.hypervisors.libvirt.machine import disk_elements, parse, read, target_of, to_text
@@ -84,15 +100,18 @@ class Restore:
                 )
             changes = [*adapt.rename(root, name)] if name != captured.name else []
             changes += adapt.connect(root, elsewhere.networks)
+            before = None
             if domain is not None:
                 before = self._finished(domain)
                 self._require_off(domain)
                 changes += adapt.identify(root, domain.UUIDString())
-                changes += adapt.place_disks(root, self._paths(name, captured, read(before)))
-                _take_over(root, before)
             else:
                 changes += self._identity(root)
-                changes += adapt.place_disks(root, self._paths(name, captured, None, elsewhere.storage))
+            if drill is None and elsewhere.storage is None:  # a drill leaves nothing behind
+                changes += kept_pools.make(self._connection, kept, _where_they_lay(captured, before))
+            changes += adapt.place_disks(root, self._paths(name, captured, before, kept, elsewhere.storage))
+            if before is not None:
+                _take_over(root, before)
             if drill is not None:  # first: none of the networks that it was on is of any concern now
                 changes += self._drills.attach(root, captured.name, drill)
             changes += belongings.prepare(self._connection, root, kept)
@@ -131,11 +150,16 @@ class Restore:
                 path = self._new_file(root, name, disk, "qcow2")
                 restoring.note_restoring(root, disk, path, "qcow2")
             self._define(root)
-            for disk, (path, _) in restoring.restoring(root).items():
-                if disk in disks:
-                    one = disks[disk]
-                    qemu_img.create_over(path, restoring.uri(one.socket, one.export), one.size)
-            self.commit_disks(name, [*disks], served=disks)
+            try:
+                for disk, (path, _) in restoring.restoring(root).items():
+                    if disk in disks:
+                        one = disks[disk]
+                        qemu_img.create_over(path, restoring.uri(one.socket, one.export), one.size)
+                self.commit_disks(name, [*disks], served=disks)
+            except BaseException:
+                with contextlib.suppress(VmkeepError):
+                    self.discard_disks(name, [*disks])  # nothing, if they are in place
+                raise
 
     def commit_disks(
         self, name: str, disks: Sequence[str], *, served: Mapping[str, ServedDisk] | None = None
@@ -246,17 +270,29 @@ class Restore:
         return root
 
     def _paths(
-        self, name: str, captured: Machine, before: Machine | None, storage: str | None = None
+        self,
+        name: str,
+        captured: Machine,
+        before: ET.Element | None,
+        kept: Sequence[ET.Element],
+        storage: str | None,
     ) -> dict[str, Path]:
         """Return the file of each disk: where the VM has it now, or one that nobody has."""
         result: dict[str, Path] = {}
+        machine = read(before) if before is not None else None
+        of_pools = kept_pools.folders(kept)
         for disk in captured.disks:
-            present = before.disk(disk.name) if before else None
+            present = machine.disk(disk.name) if machine else None
             if present is not None and present.path is not None:
                 result[disk.name] = present.path
                 continue
-            folder = disk.path.parent if disk.path else Path()
-            if storage is not None or not folder.is_dir() or folder == Path():
+            folder = disk.path.parent if disk.path else of_pools.get((disk.volume or ("",))[0], Path())
+            if (
+                storage is not None
+                or not folder.is_dir()
+                or folder == Path()
+                or Path("/dev") in folder.parents
+            ):
                 folder = pools.folder(self._connection, storage)
             if name == captured.name and disk.path and not disk.path.exists() and disk.path.parent == folder:
                 result[disk.name] = disk.path
@@ -313,6 +349,18 @@ def _put(root: ET.Element, disk: str, path: Path, format: str) -> None:  # noqa:
             adapt.put(element, path, format)
             return
     build.add_disk(root, disk, path, format)
+
+
+def _where_they_lay(captured: Machine, before: ET.Element | None) -> list[str]:
+    """Return the disks that are to lie where they were captured."""
+    present = read(before) if before is not None else None
+    return [
+        disk.name
+        for disk in captured.disks
+        if present is None
+        or (one := present.disk(disk.name)) is None
+        or (one.path is not None and disk.path is not None and one.path.parent == disk.path.parent)
+    ]
 
 
 def _take_over(root: ET.Element, before: ET.Element) -> None:
