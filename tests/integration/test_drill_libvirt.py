@@ -1,6 +1,7 @@
 """Drills on a real libvirt: two guests boot alone in a network of their own, find each other, and go."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 import libvirt
 import pytest
 
-from vmkeep.operations import direct, repositories, serving, steps
+from vmkeep.hypervisors.libvirt.machine import parse, to_text
+from vmkeep.operations import direct, orphans, repositories, serving, steps
 from vmkeep.operations.proofs import proven_by_drills
 from vmkeep.operations.request import Request
 from vmkeep.testing import tiny_guest
@@ -162,6 +164,47 @@ def test_what_a_killed_drill_left_is_cleared_away_by_the_next_run_of_anything(ra
 
     assert rack.run("verify").exit_code == 0
     assert world(rack) == before
+
+
+def test_what_a_killed_drill_left_whose_state_is_lost_is_found_by_its_mark(rack):
+    before = world(rack)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); "
+        "from tests.integration import test_drill_libvirt as t; t.killed(sys.argv[2])"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code, root, str(rack.path)], check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    for one in serving.all_of("rack"):
+        serving.end(one.folder)
+    assert orphans.found(rack.file) == []  # as long as the run's folder says what is to be done
+    shutil.rmtree(rack.folder / "state")
+    copy = rack.folder / "copy"  # somebody's copy of a drill's VM has its mark, too
+    made_by_hand = marked(rack, "mine", copy)
+    assert {one.vm.partition("-drill-")[0] for one in orphans.found(rack.file)} == {"db1", "app1", ""}
+    assert all(one.gone for one in orphans.found(rack.file))
+
+    assert rack.run("backup").exit_code == 0
+    assert orphans.found(rack.file) == []
+    assert copy.exists()
+    made_by_hand.undefine()
+    assert without_checkpoints(world(rack)) == without_checkpoints(before)
+
+
+def marked(rack, name, image):
+    """Define a VM with the mark of a drill that is left, as a copy of its VM has it."""
+    drilled = next(one for one in rack.daemon.connection.listAllDomains() if "-drill-" in one.name())
+    root = parse(drilled.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), what=name)
+    root.find("name").text = name
+    root.remove(root.find("uuid"))
+    root.find("devices/disk/source").set("file", str(image))
+    image.write_bytes(b"mine")
+    return rack.daemon.connection.defineXML(to_text(root))
+
+
+def without_checkpoints(seen):
+    """Leave out the content of the disks: a backup has made checkpoints in them."""
+    return [*seen[:3], *seen[4:]]
 
 
 def killed(path):

@@ -24,7 +24,7 @@ from vmkeep.cli.options import FLEET_FILE
 from vmkeep.disks import tools
 from vmkeep.errors import AccessError, TemporaryError, UnsupportedError, VmkeepError
 from vmkeep.hypervisors.open import open_hypervisor
-from vmkeep.operations import instant, repositories, serving
+from vmkeep.operations import instant, orphans, repositories, serving
 from vmkeep.operations.reap import left_by_drills
 from vmkeep.operations.state import state_folder
 from vmkeep.units import GiB, format_size
@@ -172,6 +172,7 @@ def _fleet(path: Path) -> Iterator[Check]:
         yield from _hypervisors(file)
         yield from _served(file)
         yield from _drilled(file)
+        yield from _orphans(file)
         yield from _place(file, "repository")
         for name in file.fleet.repository.copies:
             yield from _place(file.at(name), f"copy {name}")
@@ -236,6 +237,17 @@ def _drilled(file: FleetFile) -> Iterator[Check]:
     for name in left_by_drills(file.fleet.fleet):
         found = "was killed, and what it made is still there: any run removes it, such as 'vmkeep verify'"
         yield Check(f"drill {name}", good=False, found=found)
+
+
+def _orphans(file: FleetFile) -> Iterator[Check]:
+    """Look for what runs left whose notes are lost."""
+    for one in orphans.found(file):
+        advice = (
+            "is still there though that is gone: the next backup, restore or drill removes it"
+            if one.gone
+            else "is there, and whether that is still at work is not seen from here: look there"
+        )
+        yield Check(one.vm or one.drill, good=False, found=f"{orphans.sentence(one)} {advice}")
 
 
 def _served(file: FleetFile) -> Iterator[Check]:

@@ -49,7 +49,7 @@ def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
 def owner() -> str:
     """Return what the names of things that belong to this process begin with."""
     pid = os.getpid()
-    return f"vmkeep-{pid}-{_started(pid)}"
+    return f"vmkeep-{pid}-{started(pid)}"
 
 
 def is_orphan(name: str) -> bool:
@@ -73,9 +73,9 @@ def reap(parent: Path | None = None) -> list[Path]:
     return removed
 
 
-def _owner_is_alive(pid: str, started: str) -> bool:
+def _owner_is_alive(pid: str, start: str) -> bool:
     """Tell whether the process still runs; its start time rules out a reused id."""
-    return _started(int(pid)) == int(started)
+    return started(int(pid)) == int(start)
 
 
 def _is_locked(folder: Path) -> bool:
@@ -90,7 +90,7 @@ def _is_locked(folder: Path) -> bool:
     return False
 
 
-def _started(pid: int) -> int:
+def started(pid: int) -> int:
     """Return the start of a process in clock ticks since boot, or 0 when there is none.
 
     See: proc(5), /proc/pid/stat, field 22; the name in field 2 may hold anything, also blanks.

@@ -184,6 +184,22 @@ AS_IT_WAS: Final = Elsewhere()
 
 
 @dataclass(frozen=True, slots=True)
+class Orphan:
+    """What is there for the time of a run, and whose process does not run on this host, or is not seen."""
+
+    vm: str = ""
+    """Empty: it is the isolated network of a drill."""
+    drill: str = ""
+    """The drill that the VM or network was made for; empty: it is new disks of a VM, never put in place."""
+    disks: tuple[str, ...] = ()
+    """Of what disks they are."""
+    gone: bool = False
+    """Whether its process is gone for certain: of another host, or another container, nobody can tell."""
+    maker: str = ""
+    """The process, for people."""
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A VM that a hypervisor has, whoever made it."""
 
@@ -386,6 +402,12 @@ class Hypervisor(Protocol):
 
         Raises:
             InputError: no drill made it.
+        """
+
+    def orphans(self) -> Sequence[Orphan]:
+        """Return what was made for the time of a run, and whose process is gone or not seen; VMs first.
+
+        `remove`, `end_isolation` and `discard_disks` take it away. What others made is never among it.
         """
 
     def images(self, name: str) -> Sequence[Image]:

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmkeep.disks import maker
 from vmkeep.errors import InputError
+from vmkeep.hypervisors.base import Orphan
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
+
+
+def is_named_by(name: str, drill: str) -> bool:
+    """Tell whether a VM is called as that drill calls its VMs."""
+    return bool(drill) and name.endswith(drill.removeprefix("vmkeep"))
+
+
+def orphan(made: str, *, vm: str = "", drill: str = "", disks: tuple[str, ...] = ()) -> Iterator[Orphan]:
+    """Yield what a process made, unless that still runs.
+
+    Args:
+        made: who made it, as `maker` says it; what does not say it is nobody's to take away.
+    """
+    if made and not maker.is_at_work(made):
+        yield Orphan(vm, drill, disks, maker.is_gone(made), maker.described(made))
 
 
 def require_copy(name: str, captured: str) -> None:

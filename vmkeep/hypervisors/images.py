@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.disks import images, journal, locking, qemu_img, scratch
+from vmkeep.disks import images, journal, locking, maker, qemu_img, scratch
 from vmkeep.disks.device import Image
 from vmkeep.errors import InputError, SourceError, UnsupportedError, VmkeepError
 from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors import host, reconcile
 from vmkeep.hypervisors.base import AS_IT_WAS, Change, DiskState, Found, MachineState, Snapshot
 from vmkeep.hypervisors.definition import Definition, DiskFile
-from vmkeep.hypervisors.drilled import require_copy, require_mark
+from vmkeep.hypervisors.drilled import is_named_by, orphan, require_copy, require_mark
 from vmkeep.hypervisors.still import find_disk, still_disk
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
-    from vmkeep.hypervisors.base import Capacity, Elsewhere
+    from vmkeep.hypervisors.base import Capacity, Elsewhere, Orphan
 
 _FORMATS: Final = {"qcow2": "qcow2", "raw": "raw", "img": "raw", "vmdk": "vmdk", "vhdx": "vhdx"}
 """Format by extension, for images that no definition names."""
@@ -249,6 +249,16 @@ class ImagesHypervisor:
     def end_isolation(self, drill: str) -> None:
         """Do nothing: there is no network."""
 
+    def orphans(self) -> Sequence[Orphan]:
+        """Return VMs of drills whose makers do not run here any more; files are cleared away otherwise."""
+        found: list[Orphan] = []
+        for mark in sorted(self._path.glob(f"[!.]*/{_MARK}")):
+            with contextlib.suppress(OSError):  # it is removed just now
+                drill, _, made = mark.read_text().partition("\n")
+                if is_named_by(mark.parent.name, drill):
+                    found += orphan(made, vm=mark.parent.name, drill=drill)
+        return found
+
     def images(self, name: str) -> Sequence[Image]:
         """Return the images of the VM's disks, in the order of its definition."""
         folder = self._folder(name)
@@ -294,12 +304,12 @@ class ImagesHypervisor:
             require_mark(name, self._drill_of(name), drill)
             return
         new.mkdir(parents=True, exist_ok=True)
-        (new / _MARK).write_text(drill)
+        (new / _MARK).write_text(f"{drill}\n{maker.me()}")
         new.rename(folder)
 
     def _drill_of(self, name: str) -> str | None:
         try:
-            return (self._folder(name) / _MARK).read_text()
+            return (self._folder(name) / _MARK).read_text().partition("\n")[0]
         except FileNotFoundError:
             return None
 

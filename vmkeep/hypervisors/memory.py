@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent, Image
     from vmkeep.fleet.model import VM
     from vmkeep.guests.base import AgentChannel
-    from vmkeep.hypervisors.base import Capacity, Elsewhere
+    from vmkeep.hypervisors.base import Capacity, Elsewhere, Orphan
 
 _snapshots = itertools.count()
 
@@ -253,6 +253,10 @@ class MemoryHypervisor:
         if machine is not None:
             require_mark(name, machine.drill, drill)
             del self._machines[name]
+
+    def orphans(self) -> Sequence[Orphan]:
+        """Return nothing: all of it goes with this process."""
+        return ()
 
     def end_isolation(self, drill: str) -> None:
         """Note that there is no such network any more."""

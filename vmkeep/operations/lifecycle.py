@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep import fleet as fleets
 from vmkeep.errors import ConflictError, VmkeepError
-from vmkeep.operations import kept_points
+from vmkeep.operations import kept_points, orphans
 from vmkeep.operations.drilled import measure
 from vmkeep.operations.places import chosen
 from vmkeep.operations.prepare import prepare
@@ -42,7 +42,9 @@ def begin(request: Request, *, suffix: str | None = None) -> Run:
             return _continued(Run.reopen(folder))
     request = chosen(file, request)
     plan, points = prepare(file.at(request.repository).on(request.hypervisor), request)
-    left = reap(file.fleet.fleet)
+    left = [*reap(file.fleet.fleet)]
+    if plan.operation in {"backup", "restore", "drill"}:
+        left += orphans.clear(file)
     run = Run.begin(name, request, plan, points)
     run.troubles = tuple(left)
     try:

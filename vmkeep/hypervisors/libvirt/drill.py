@@ -1,6 +1,7 @@
 """VMs of a drill: alone in a network of their own, with nothing of the host that others use, and marked.
 
-    <vmkeep:drill network="vmkeep-drill-20260101T010000Z-0123abcd"/>    in the metadata of domain and network
+    <vmkeep:drill network="vmkeep-drill-20260101T010000Z-0123abcd" maker="4711 ..."/>    in the metadata of
+                                                                                         domain and network
 
 The network is transient: it is gone when the host restarts. It leads nowhere (no <forward>). Guests that ask
 for an address by DHCP get one, and are found under the names of the VMs that they are copies of.
@@ -18,10 +19,10 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from vmkeep.disks import locking
+from vmkeep.disks import locking, maker
 from vmkeep.errors import InputError, NotFoundError, SourceError
 from vmkeep.hypervisors.base import Change
-from vmkeep.hypervisors.drilled import require_isolated, require_mark
+from vmkeep.hypervisors.drilled import is_named_by, orphan, require_isolated, require_mark
 from vmkeep.hypervisors.libvirt import pools, restoring
 from vmkeep.hypervisors.libvirt.connection import translated
 from vmkeep.hypervisors.libvirt.machine import NAMESPACE, own, parse, read, to_text
@@ -29,6 +30,7 @@ from vmkeep.hypervisors.libvirt.machine import NAMESPACE, own, parse, read, to_t
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmkeep.hypervisors.base import Orphan
     from vmkeep.hypervisors.libvirt.connection import Connection
 
 _MARK: Final = f"{{{NAMESPACE}}}drill"
@@ -88,7 +90,7 @@ class Drill:
         ours = own(root)
         for old in ours.findall(_MARK):
             ours.remove(old)
-        ET.SubElement(ours, _MARK, {"network": drill})
+        ET.SubElement(ours, _MARK, {"network": drill, "maker": maker.me()})
         yield from _without_host(root)
         for number, element in enumerate(root.findall("devices/interface")):
             yield Change("network", _where(element), drill, applied=True)
@@ -130,6 +132,27 @@ class Drill:
         with translated(f"isolated network {drill}"), contextlib.suppress(NotFoundError):
             network.destroy()
 
+    def orphans(self) -> Iterator[Orphan]:
+        """Yield what makers that do not run here any more left: VMs, then networks, of drills; new disks."""
+        host = self._connection.get()
+        with translated(f"VMs at {self._connection.uri}"):
+            domains, networks = host.listAllDomains(), host.listAllNetworks()
+        for domain in domains:
+            with contextlib.suppress(libvirt.libvirtError):  # it went meanwhile
+                name = domain.name()
+                root = parse(domain.XMLDesc(_INACTIVE), what=f"VM {name}")
+                yield from _left_of(name, root)
+        for network in networks:
+            with contextlib.suppress(libvirt.libvirtError):
+                root = parse(network.XMLDesc(), what=f"network {network.name()}")
+                mark = root.find(f"metadata/{_MARK}")
+                if (
+                    mark is not None
+                    and mark.get("network") == network.name()
+                    and root.find("forward") is None
+                ):
+                    yield from orphan(mark.get("maker", ""), drill=network.name())
+
     def _find(self, drill: str) -> libvirt.virNetwork | None:
         try:
             with translated(f"isolated network {drill}"):
@@ -159,6 +182,18 @@ class Drill:
         return sorted(paths)
 
 
+def _left_of(name: str, root: ET.Element) -> Iterator[Orphan]:
+    mark = next(root.iter(_MARK), None)
+    if mark is not None:
+        drill = mark.get("network", "")
+        # A copy that somebody made of a drill's VM carries the mark, too, and is called otherwise.
+        if is_named_by(name, drill):
+            yield from orphan(mark.get("maker", ""), vm=name, drill=drill)
+        return
+    for made, disks in restoring.makers(root).items():
+        yield from orphan(made, vm=name, disks=tuple(disks))
+
+
 def drill_of(root: ET.Element) -> str | None:
     """Return the drill that a domain was made for, if its mark says so."""
     mark = next(root.iter(_MARK), None)
@@ -175,7 +210,8 @@ def unmark(root: ET.Element) -> None:
 def _network(drill: str, subnet: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
     root = ET.Element("network")
     ET.SubElement(root, "name").text = drill
-    ET.SubElement(ET.SubElement(root, "metadata"), _MARK, {"network": drill})
+    mark = {"network": drill, "maker": maker.me()}
+    ET.SubElement(ET.SubElement(root, "metadata"), _MARK, mark)
     # The bridge passes frames on at once: guests ask for an address when they boot, and do not wait.
     ET.SubElement(root, "bridge", {"stp": "off", "delay": "0"})
     ET.SubElement(root, "domain", {"name": "drill.vmkeep", "localOnly": "yes"})

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from vmkeep.disks.device import DiskSource, DiskTarget, Extent
     from vmkeep.fleet.model import VM
-    from vmkeep.hypervisors.base import Capacity, Elsewhere, Found
+    from vmkeep.hypervisors.base import Capacity, Elsewhere, Found, Orphan
 
 _STOP_S: Final = 120.0
 _POLL_S: Final = 0.2
@@ -180,6 +180,10 @@ class LibvirtHypervisor:
     def end_isolation(self, drill: str) -> None:
         """Remove the isolated network of a drill."""
         self._drills.end_isolation(drill)
+
+    def orphans(self) -> Sequence[Orphan]:
+        """Return VMs and networks of drills, and new disks, whose makers do not run here any more."""
+        return [*self._drills.orphans()]
 
     def images(self, name: str) -> Sequence[Image]:
         """Return the files of the VM's disks, in order."""

@@ -1,7 +1,7 @@
 """What a domain's metadata says about disks that are being restored.
 
-    <vmkeep:restoring disk="root" path="/images/db1-root.1.qcow2" format="qcow2"/>   written, not in place yet
-    <vmkeep:replaced path="/images/db1-root.qcow2"/>                                 not in place any more
+    <vmkeep:restoring disk="root" path="/images/db1-root.1.qcow2" ... maker="4711 ..."/>   not in place yet
+    <vmkeep:replaced path="/images/db1-root.qcow2"/>                                       not any more
     <vmkeep:streaming disk="root" path="/images/db1-root.1.qcow2" socket="/run/vmkeep/served/db1/nbd" .../>
 
 What was replaced is kept as long as a disk is streaming: see `streams`.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
+from vmkeep.disks import maker
 from vmkeep.errors import TemporaryError
 from vmkeep.hypervisors.libvirt.machine import NAMESPACE, own
 
@@ -72,7 +73,16 @@ def restoring(root: ET.Element) -> dict[str, tuple[Path, str]]:
 
 def note_restoring(root: ET.Element, disk: str, path: Path, format: str) -> None:  # noqa: A002
     """Say that a file is to become a disk."""
-    ET.SubElement(own(root), _RESTORING, {"disk": disk, "path": str(path), "format": format})
+    fields = {"disk": disk, "path": str(path), "format": format, "maker": maker.me()}
+    ET.SubElement(own(root), _RESTORING, fields)
+
+
+def makers(root: ET.Element) -> dict[str, list[str]]:
+    """Return the new disks that are not in place, by the process that makes them."""
+    found: dict[str, list[str]] = {}
+    for one in root.iter(_RESTORING):
+        found.setdefault(one.get("maker", ""), []).append(one.get("disk", ""))
+    return found
 
 
 def forget_restoring(root: ET.Element, disks: Iterable[str]) -> None:
