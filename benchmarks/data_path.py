@@ -8,9 +8,9 @@ a quarter text, a quarter of files of this system, a quarter holes. Each measure
 start to its end: wall time, processor time (user and system), peak resident memory. Restored bytes are
 compared with the disk. Before `again` the disk is touched, so that every tool reads it once more instead of
 trusting its date; `tracked` is vmkeep with a list of changed ranges, as a hypervisor that tracks changes
-gives it (none changed), and `bound` the naming, compressing and encrypting alone, of the whole disk, without
-keeping anything. Before `changed` one in a hundred blocks of 1 MiB is another, anywhere on the disk;
-`changed+list` is vmkeep with the list of these ranges.
+gives it (none changed), `start` the start of its process alone, and `bound` the naming, compressing and
+encrypting alone, of the whole disk, without keeping anything. Before `changed` one in a hundred blocks of
+1 MiB is another, anywhere on the disk; `changed+list` is vmkeep with the list of these ranges.
 A restore is over when the disk is on stable storage: `sync` is part of what the other tools take. Its bound
 is `unpack`, the reading, checking, decrypting and decompressing without a disk to write to, and `copy`, the
 writing alone: `cp` of the disk itself.
@@ -48,9 +48,6 @@ SOURCES: Final = ("/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/share", "/usr/l
 PASSWORD: Final = "benchmark"  # noqa: S105  (of a throw-away repository)
 _OTHER: Final = bytes(byte ^ 0xA5 for byte in range(256))
 """Each byte's other one: twice gives the byte again."""
-OPERATIONS: Final = (
-    "full", "bound", "again", "tracked", "changed", "changed+list", "unpack", "copy", "restore",
-)  # fmt: skip
 WORKER: Final = Path(__file__).with_name("data_path_worker.py")
 
 
@@ -99,6 +96,7 @@ def vmkeep(store: str, stored: Callable[[Path], int], environment: Mapping[str, 
         "restored",
         stored,
         {
+            "start": [*worker, "start"],
             "tracked": [*worker, "tracked", "{disk}"],
             "bound": [*worker, "bound", "{disk}"],
             "unpack": [*worker, "unpack"],

@@ -1,6 +1,7 @@
 """One operation of vmkeep's library in the current folder, as a process of its own: see `data_path.py`.
 
 python data_path_worker.py STORE init
+python data_path_worker.py STORE start              only open it
 python data_path_worker.py STORE save DISK
 python data_path_worker.py STORE tracked DISK [CHANGES]     a file with the ranges that changed, as JSON
 python data_path_worker.py STORE restore PATH
@@ -109,6 +110,8 @@ def main() -> None:
     match sys.argv[2:]:
         case ["init"]:
             Repository.init(STORE, SECRET)
+        case ["start"]:
+            Repository.open(STORE, SECRET)
         case ["save", disk]:
             save(Path(disk), None)
         case ["tracked", disk]:
