@@ -3,7 +3,8 @@
     python benchmarks/in_place.py [--rounds 3] [--folder FOLDER]
 
 The disk is `system` of `data_path.py` (4 GiB, about 0.6 GB in it). It is saved into a repository in a local
-folder, and into one in a SeaweedFS server that runs on this machine. Restored is, by turns: all of it
+folder, and into one in a SeaweedFS server that runs on this machine; the first is read again as if it were
+behind a line of 200 Mbit/s on which each request waits for 30 ms. Restored is, by turns: all of it
 (`full`); over a present disk in which one in a hundred blocks of 1 MiB is another (`1 %`); over one that
 holds as much other data (`all`). The new disk is a file of its own each time, and is on stable storage in the
 end. Prints medians: wall and processor time of this process, and what was fetched.
@@ -17,10 +18,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, cast
 
 from data_path import arguments, change, make_disk
 
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from vmkeep.stores import Store
 
 SECRET = Secret.key(bytes(range(32)))
+LATENCY_S: Final = 0.03
+LINE: Final = 25_000_000
+"""Bytes a second: 200 Mbit/s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,25 @@ class Cost:
     processor: float
     fetched: int
     """Bytes of the disk that came from the repository."""
+
+
+class Far:
+    """A store behind a line that all requests share."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._line = threading.Lock()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+    def get(self, key: str, start: int = 0, length: int | None = None) -> bytes:
+        """Wait as long as it would take."""
+        time.sleep(LATENCY_S)
+        body = self._store.get(key, start, length)
+        with self._line:
+            time.sleep(len(body) / LINE)
+        return body
 
 
 def save(store: Store, disk: Path, folder: Path) -> None:
@@ -62,8 +86,8 @@ def save(store: Store, disk: Path, folder: Path) -> None:
         session.seal(point(session.recorded()))
 
 
-def restore(store: Store, target: Path, present: Path | None, held: int) -> Cost:
-    """Restore the disk into a new file; *held* bytes of it are data."""
+def restore(store: Store, target: Path, present: Path | None) -> Cost:
+    """Restore the disk into a new file."""
     wall, processor = time.monotonic(), time.process_time()
     with contextlib.ExitStack() as stack:
         repository = stack.enter_context(contextlib.closing(Repository.open(store, SECRET)))
@@ -72,9 +96,10 @@ def restore(store: Store, target: Path, present: Path | None, held: int) -> Cost
         reused = repository.restore_disk(
             ref, stack.enter_context(RawTarget(target, size=ref.size)), present=source
         )
-    cost = Cost(time.monotonic() - wall, time.process_time() - processor, held - reused)
+        wall, processor = time.monotonic() - wall, time.process_time() - processor
+        held = sum(1 for _ in repository.trees.disk_chunks(ref)) * ref.chunk_size
     target.unlink()
-    return cost
+    return Cost(wall, processor, held - reused)
 
 
 def presents(disk: Path, folder: Path) -> Mapping[str, Path | None]:
@@ -98,8 +123,6 @@ def main() -> None:
         folder = Path(temporary)
         disk = make_disk(folder)
         over = presents(disk, folder)
-        with RawSource(disk) as source:
-            held = sum(extent.length for extent in source.extents())
         with seaweed(folder / "seaweed") as server:
             stores = {
                 "folder": open_store(str(folder / "repository")),
@@ -109,19 +132,22 @@ def main() -> None:
             print("|---|---|---|---|---|---|")
             for name, store in stores.items():
                 save(store, disk, folder / name)
+            stores["far (simulated)"] = cast("Store", Far(stores["folder"]))
+            for name, store in stores.items():
                 found: dict[str, list[Cost]] = {what: [] for what in over}
                 for number in range(options.rounds):
                     for what, present in over.items():
-                        found[what].append(restore(store, folder / "new.raw", present, held))
+                        found[what].append(restore(store, folder / "new.raw", present))
                         print(name, number, what, found[what][-1], file=sys.stderr)
                 full = statistics.median(one.wall for one in found["full"])
                 for what, costs in found.items():
                     wall = statistics.median(one.wall for one in costs)
                     processor = statistics.median(one.processor for one in costs)
-                    fetched = format_size(max(costs[-1].fetched, 0))
+                    fetched = format_size(costs[-1].fetched)
                     print(
                         f"| {name} | {what} | {wall:.2f} | {processor:.2f} | {fetched} | {wall / full:.2f} |"
                     )
+            for store in stores.values():
                 store.close()
     print(f"\nload of the machine: {os.getloadavg()[0]:.1f}")
 

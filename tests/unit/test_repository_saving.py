@@ -298,6 +298,18 @@ def test_only_what_the_present_disk_does_not_hold_is_fetched(repository, tmp_pat
     assert sum(back) == len(content)
 
 
+def test_a_present_disk_that_holds_other_data_is_tried_and_not_read(repository, tmp_path, monkeypatch):
+    monkeypatch.setattr("vmkeep.repository.restore_disk._TRIED", 2)
+    content = noise(4 * LEAF * CHUNK)
+    saved = backup(repository, tmp_path / "spool", {"root": content})
+    ref = saved.components["filesystems.root"].disks["root"]
+    other, target = BytesDisk(noise(len(content), 2)), BytesDisk(ref.size)
+
+    assert repository.restore_disk(ref, target, present=other) == 0
+    assert target.content == content
+    assert other.read == 4 * 2 * CHUNK
+
+
 def test_a_present_disk_that_cannot_be_read_or_has_another_size_is_of_no_use_and_no_harm(
     repository, tmp_path, monkeypatch
 ):

@@ -71,6 +71,7 @@ def test_who_waits_for_a_server_that_lets_its_vm_go_is_done(served):
     assert time.monotonic() - begun < 30
     later.join()
     assert not served.folder.exists()
+    assert [one.wait(30) for one in serving._children] == [0]  # the server that found another at work
 
 
 def test_a_server_is_started_again_when_the_one_that_it_left_the_work_to_has_ended(

@@ -8,20 +8,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import InputError, IntegrityError, SourceError
 from vmkeep.repository.parallel import READS, for_each, in_order
 from vmkeep.repository.save_disk import HOLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from vmkeep.disks.device import DiskSource, DiskTarget
     from vmkeep.repository.chunks import Fetched
     from vmkeep.repository.index import Location
     from vmkeep.repository.manifest import DiskRef
     from vmkeep.repository.trees import Trees
+
+_COMPARED: Final = 128
+"""Chunks of a present disk that are compared before what it lacks is fetched; more make longer requests."""
+_TRIED: Final = 8
+"""How many of these are tried first."""
 
 
 def restore_disk(  # noqa: PLR0913  (three of them are named options)
@@ -80,26 +85,42 @@ class _Restore:
             start, _ = self._trees.disk_span(self._ref, number)
             ids = self._leaf(number)
             self._skip_holes(start, ids)
-            places = defaultdict[bytes, list[int]](list)
             wanted = [(start + i * self._ref.chunk_size, one) for i, one in enumerate(ids) if one != HOLE]
-            for offset, chunk in self._lacking(wanted):
-                places[chunk].append(offset)
-            runs, missing = self._trees.chunks.runs(places)
-            for each in missing:
-                self._use(each, places)
-            for run in runs:
-                yield run, places
+            for some in self._lacking(wanted):
+                yield from self._fetched(some)
 
-    def _lacking(self, wanted: Sequence[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-        """Write what the present disk holds, and yield the rest."""
-        present = self.present
-        if present is None:
-            yield from wanted
+    def _fetched(
+        self, wanted: Iterable[tuple[int, bytes]]
+    ) -> Iterator[tuple[list[Location], Mapping[bytes, Sequence[int]]]]:
+        places = defaultdict[bytes, list[int]](list)
+        for offset, chunk in wanted:
+            places[chunk].append(offset)
+        runs, missing = self._trees.chunks.runs(places)
+        for each in missing:
+            self._use(each, places)
+        for run in runs:
+            yield run, places
+
+    def _lacking(self, wanted: list[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+        """Write what the present disk holds, and yield the rest: while that is fetched, it is read on.
+
+        Where it holds none of a few chunks, it is not read for the others around them.
+        """
+        if self.present is None:
+            yield wanted
             return
-        for one, size in zip(wanted, in_order(lambda one: self._take(present, *one), wanted), strict=True):
-            self.reused += size
-            if not size:
-                yield one
+        for at in range(0, len(wanted), _COMPARED):
+            some = wanted[at : at + _COMPARED]
+            step = -(-len(some) // _TRIED)
+            tried, others = some[::step], [one for i, one in enumerate(some) if i % step]
+            lacking = self._not_held(self.present, tried)
+            lacking += others if len(lacking) == len(tried) else self._not_held(self.present, others)
+            yield lacking
+
+    def _not_held(self, present: DiskSource, wanted: Sequence[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        sizes = [*in_order(lambda one: self._take(present, *one), wanted)]
+        self.reused += sum(sizes)
+        return [one for one, size in zip(wanted, sizes, strict=True) if not size]
 
     def _take(self, present: DiskSource, offset: int, chunk: bytes) -> int:
         """Write a chunk from the present disk; return its size, or 0 if it holds something else there."""
