@@ -288,3 +288,20 @@ def test_only_samples_that_are_said_to_be_equal_are_compared(rack):
     report = back_up(rack)
     assert rack.read(report, "db1") == 16 * MiB
     assert saved_in_full(rack) == ""
+
+
+def test_an_image_whose_data_lies_in_a_file_that_others_may_write(rack):
+    off(rack)
+    top, data = image(rack), image(rack).with_name("root.data")
+    top.unlink()
+    how = f"data_file={data},data_file_raw=on,preallocation=metadata"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", how, top, "32M")
+    rack.pause("db1")
+    saved_in_full(rack)
+    off(rack)
+    with data.open("r+b") as file:
+        file.seek(4 * MiB)
+        file.write(bytes(range(256)) * KiB)
+    rack.pause("db1")
+
+    assert "vda cannot be watched" in saved_in_full(rack)

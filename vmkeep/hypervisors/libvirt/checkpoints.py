@@ -162,10 +162,12 @@ def _said(description: str) -> dict[str, list[str]]:
 
 def _moved(target: str, before: list[str] | None, now: list[str] | None) -> str:
     """Return why the files of a disk are not those that a checkpoint was made on, or nothing."""
+    if not now:
+        return (
+            f"{target} cannot be watched: an image of it is no file that is seen, or keeps its data elsewhere"
+        )
     if not before:
         return f"it does not say on which files {target} lay"
-    if not now:
-        return f"{target} lies on what cannot be watched: an image below it is not a file that can be seen"
     if before[0] != now[0]:
         return f"the image of {target} is another file: it was replaced"
     if before != now:
@@ -185,6 +187,8 @@ def _files(disk: ET.Element) -> list[str]:
         path = Path(source.get("file", ""))
         try:
             status = path.stat() if path.is_absolute() else None
+            if status and _keeps_data_elsewhere(path):
+                return []  # others may write there, past the bitmaps
         except OSError:
             status = None
         if not found:  # what is written to it is known by its bitmap
@@ -196,6 +200,17 @@ def _files(disk: ET.Element) -> list[str]:
             return []
         layer = layer.find("backingStore")
     return found
+
+
+def _keeps_data_elsewhere(path: Path) -> bool:
+    """Tell whether an image is a qcow2 with an external data file.
+
+    See: QEMU, docs/interop/qcow2.txt, incompatible features, bit 2.
+    """
+    with path.open("rb") as file:
+        head = file.read(80)
+    version, features = int.from_bytes(head[4:8]), int.from_bytes(head[72:80])
+    return head[:4] == b"QFI\xfb" and version >= 3 and bool(features & 1 << 2)
 
 
 def _described(checkpoint: libvirt.virDomainCheckpoint) -> ET.Element:
