@@ -41,6 +41,7 @@ def warn(message: str) -> None:
 def print_json(value: Any) -> None:
     """Print a result for programs."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()  # who reads a pipe from a command that goes on waits for it
 
 
 def print_table(table: Table) -> None:
