@@ -1,5 +1,6 @@
 """What was made for the time of a run goes when its process is gone, though nothing else tells of it."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from vmkeep.cli import main
 from vmkeep.disks import maker, qemu_img
 from vmkeep.errors import TemporaryError
 from vmkeep.hypervisors import drilled
@@ -66,6 +68,19 @@ def test_a_disk_half_restored_by_a_process_that_was_killed_goes_with_the_next_ba
     assert files(rack) == before
     assert "restoring" not in rack.domain("db1").XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     assert rack.saved_digest("db1", "root") == rack.digest("db1", "root")
+
+
+def test_doctor_names_what_is_left_and_the_next_restore_is_right(rack, capsys):
+    before = rack.digest("db1", "root")
+    of_another(HALF, rack.daemon.uri)
+
+    main(["doctor", "--json", "-f", str(rack.path)])
+    (told,) = (one for one in json.loads(capsys.readouterr().out) if one["what"] == "db1")
+    assert not told["good"]
+    assert "new disk root, half restored by process" in told["found"]
+    assert rack.run("restore", overwrite=True).exit_code == 0
+    assert orphans.found(rack.file) == []
+    assert rack.digest("db1", "root") == before
 
 
 def test_a_disk_that_is_being_restored_by_a_process_at_work_stays(rack):

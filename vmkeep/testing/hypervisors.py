@@ -285,6 +285,14 @@ class HypervisorContract(ABC):
                 hypervisor.create(name, definition, overwrite=True, drill="vmkeep-drill-1")
         hypervisor.end_isolation("vmkeep-drill-1")
 
+    def test_a_vm_of_a_drill_that_is_at_work_is_no_orphan(self) -> None:
+        hypervisor = self.configured()
+        self.drilled(hypervisor)
+
+        assert [*hypervisor.orphans()] == []
+        hypervisor.remove("db1-drill-1", drill="vmkeep-drill-1")
+        hypervisor.end_isolation("vmkeep-drill-1")
+
     def test_what_is_restored_from_a_vm_of_a_drill_is_none(self) -> None:
         hypervisor = self.configured()
         self.drilled(hypervisor)
