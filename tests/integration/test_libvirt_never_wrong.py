@@ -229,12 +229,16 @@ def test_a_base_that_is_pulled_into_its_overlay(rack):
 
 
 def test_an_overlay_whose_base_lies_still_is_read_only_where_it_changed(rack):
-    cover(rack)
+    base = cover(rack)
     back_up(rack)
+    written = base.stat().st_mtime_ns
     off(rack)
     rack.pause("db1")
     rack.poke("db1", "root", at="24M", length="64k", pattern=0x15)
 
+    if base.stat().st_mtime_ns != written:  # QEMU 8.2 writes into it when it ends, 7.2 does not
+        assert "what lies below" in saved_in_full(rack)
+        return
     assert rack.read(back_up(rack), "db1") == 64 * KiB
     assert saved_in_full(rack) == ""
 
