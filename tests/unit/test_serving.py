@@ -4,13 +4,14 @@ import fcntl
 import socket
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from vmkeep.errors import NotFoundError
-from vmkeep.operations import instant, reap, serving
+from vmkeep.errors import InputError, NotFoundError
+from vmkeep.operations import instant, reap, server, serving
 from vmkeep.operations.serving import Serving
 
 FLEET = """\
@@ -95,3 +96,39 @@ def test_a_server_is_started_again_when_the_one_that_it_left_the_work_to_has_end
     with listener:
         assert serving.ensure(served) == Path(address)
     assert len(started) == 2
+
+
+def test_a_vm_keeps_its_server_when_its_fleet_is_given_another_name(served):
+    there = serving.read(served.folder)
+    Path(served.fleet).write_text(FLEET.replace("fleet: lab", "fleet: other"))
+
+    assert server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+    assert there.folder == Path(there.kept_in)
+
+
+def test_a_vm_keeps_its_server_when_the_fleet_file_names_its_hypervisor_no_more(served, monkeypatch):
+    there = replace(serving.read(served.folder), in_place=True)
+    monkeypatch.undo()
+    serving.write(there)
+    Path(served.fleet).write_text(FLEET.replace("here", "elsewhere"))
+
+    assert server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+    with pytest.raises(InputError, match="declare it until"):
+        there.streams()
+
+
+def test_a_vm_keeps_its_server_when_something_else_than_its_note_is_missing(served):
+    there = replace(serving.read(served.folder), in_place=True)
+    serving.write(there)
+    there.streams().behind = raising(NotFoundError("there is no storage pool"))
+
+    assert server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+    serving.forget(there.folder)
+    assert not server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+
+
+def raising(error):
+    def fail(*_arguments):
+        raise error
+
+    return fail

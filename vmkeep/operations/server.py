@@ -130,6 +130,9 @@ def _needed(what: Serving, server: NbdServer, *, waited: float) -> bool:
     """Tell whether the VM needs the server, or may; let its data stream in if nobody else does."""
     try:
         noted = serving.read(what.folder)
+    except NotFoundError:
+        return False
+    try:
         if not noted.in_place and (waited < serving.ABANDONED_S or server.connections):
             return True
         streams = what.streams()
@@ -140,8 +143,6 @@ def _needed(what: Serving, server: NbdServer, *, waited: float) -> bool:
             if what.machine().exists(what.target) and (noted.wanted or not behind):
                 behind = streams.stream(what.target, bandwidth=noted.bandwidth)
             return bool(behind)
-    except NotFoundError:
-        return False
     except VmkeepError as error:
         _log.warning("VM %s: %s", what.target, error)
         return True

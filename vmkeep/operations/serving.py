@@ -23,12 +23,12 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmkeep import fleet as fleets
-from vmkeep.errors import NotFoundError, SourceError, TemporaryError, VmkeepError
+from vmkeep.errors import InputError, NotFoundError, SourceError, TemporaryError, VmkeepError
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories, served_point
 from vmkeep.operations.state import state_folder
@@ -76,6 +76,8 @@ class Serving:
     """Whether its data is to stream in; until then it runs from the server."""
     bandwidth: int = 0
     """Of each disk, in bytes a second; 0: as fast as it goes."""
+    kept_in: str = field(default="", compare=False)
+    """The folder that it was read from: it stays the same when the fleet is given another name."""
 
     @property
     def file(self) -> FleetFile:
@@ -85,12 +87,23 @@ class Serving:
     @property
     def folder(self) -> Path:
         """Where all of this is kept."""
+        if self.kept_in:
+            return Path(self.kept_in)
         return state_folder(self.file.fleet.fleet) / "serving" / self.hypervisor / self.target
 
     def machine(self) -> Hypervisor:
-        """Return the driver of the hypervisor that runs the VM."""
+        """Return the driver of the hypervisor that runs the VM.
+
+        Raises:
+            InputError: the fleet file does not declare the hypervisor any more.
+        """
         file = self.file
-        config = file.fleet.hypervisors[self.hypervisor]
+        config = file.fleet.hypervisors.get(self.hypervisor)
+        if config is None:
+            raise InputError(
+                f"{file.path}: there is no hypervisor {self.hypervisor} any more, on which VM {self.target} "
+                "still runs from its recovery point: declare it until 'vmkeep stream' has seen it through"
+            )
         return open_hypervisor(self.hypervisor, config, file.path.absolute().parent)
 
     def streams(self) -> Streams:
@@ -128,7 +141,7 @@ def read(folder: Path) -> Serving:
         noted = json.loads((folder / _NOTE).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise _nothing(folder) from None
-    return Serving(**{**noted, "disks": tuple(noted["disks"])})
+    return Serving(**{**noted, "disks": tuple(noted["disks"]), "kept_in": str(folder)})
 
 
 def is_noted(folder: Path) -> bool:
