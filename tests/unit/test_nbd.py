@@ -6,6 +6,7 @@ import contextlib
 import socket
 import struct
 import threading
+import tracemalloc
 
 import pytest
 
@@ -217,6 +218,30 @@ def test_a_status_of_nothing_is_a_breach_and_not_an_endless_loop(serve):
         pytest.raises(SourceError, match="with nothing"),
     ):
         list(data_extents(connection, SIZE))
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_an_answer_that_would_take_gigabytes_is_a_breach_before_it_is_received(serve, kind):
+    def answer(self, command, cookie, offset, length, payload):
+        return struct.pack(">IHHQI", 0x668E33EF, 1, kind, cookie, 0xFFFF_FFFF)
+
+    tracemalloc.start()
+    try:
+        with connect(serve(answer=answer)) as connection, pytest.raises(SourceError, match="breaks the"):
+            connection.write(0, memoryview(b"x"))
+        assert tracemalloc.get_traced_memory()[1] < 64 * MiB
+    finally:
+        tracemalloc.stop()
+
+
+def test_replies_to_an_option_without_end_are_a_breach(serve):
+    def negotiate(self, connection, option, length):
+        receive(connection, length)
+        while True:
+            connection.sendall(option_reply(option, 3, bytes(12)))
+
+    with pytest.raises(SourceError, match="more than 64 times"), connect(serve(negotiate=negotiate)):
+        pass
 
 
 def test_something_that_is_no_nbd_server_is_refused(serve):

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _CHUNK: Final = struct.Struct(">HHQI")  # behind the magic, which says which kind of reply it is
 _SIMPLE_REPLY: Final = 0x7FFF  # ours: no chunk type, and never right as the answer to a read
 _MAX_ERROR_CHUNK: Final = 64 * KiB
+_MOST_REPLIES: Final = 64
+"""Replies to one option: we ask for one export, and one context of it."""
 ALLOCATION: Final = nbd.ALLOCATION.decode()
 # See: QEMU, docs/interop/nbd.txt: bit 0 says that the range is dirty.
 DIRTY_BITMAP: Final = "qemu:dirty-bitmap:"
@@ -209,6 +211,8 @@ class NbdConnection:
                 return None
             if kind == nbd.Reply.ACK:
                 return replies
+            if len(replies) == _MOST_REPLIES:
+                raise self._broken(f"answered option {option} more than {_MOST_REPLIES} times")
             replies.append((kind, body))
 
     # --- transmission ------------------------------------------------------------------------
@@ -259,7 +263,8 @@ class NbdConnection:
                 raise self._broken(f"answered request {echoed}, expected {cookie}")
             if kind & nbd.CHUNK_ERROR:
                 self._refuse(length, verb, offset)
-            self._receive(length)
+            if kind not in {nbd.Chunk.NONE, _SIMPLE_REPLY} or length:
+                raise self._broken(f"answered a {verb} with reply type {kind} of {length} bytes")
             done = bool(flags & nbd.DONE)
 
     def _receive_chunk(self, cookie: int) -> tuple[bool, int, bytes]:
