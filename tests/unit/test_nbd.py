@@ -222,7 +222,7 @@ def test_a_status_of_nothing_is_a_breach_and_not_an_endless_loop(serve):
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_an_answer_that_would_take_gigabytes_is_a_breach_before_it_is_received(serve, kind):
-    def answer(self, command, cookie, offset, length, payload):
+    def answer(self, command, cookie, *_range):
         return struct.pack(">IHHQI", 0x668E33EF, 1, kind, cookie, 0xFFFF_FFFF)
 
     tracemalloc.start()
