@@ -212,3 +212,23 @@ def test_a_socket_is_for_its_owner_only(path):
 def test_an_address_that_is_taken_is_a_clear_error(path):
     with pytest.raises(InputError, match="cannot serve NBD at"), serving({}, path):
         pass
+
+
+@pytest.mark.parametrize("name", ["nbd-client", "nbd-read"])
+def test_a_system_without_another_thread_serves_those_it_can_and_goes_on(tmp_path, monkeypatch, name):
+    start, refused = threading.Thread.start, []
+
+    def limited(thread):
+        if thread.name == name and len(refused) < 2:
+            refused.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with serving({"root": Disk(CONTENT)}, tmp_path / "socket") as server:
+        monkeypatch.setattr(threading.Thread, "start", limited)
+        for _ in range(3):
+            with contextlib.suppress(TemporaryError), NbdDevice(tmp_path / "socket", "root") as device:
+                assert read(device, 0, 10) == CONTENT[:10]
+                assert read(device, 0, 10) == CONTENT[:10]
+                served = server.connections
+        assert (len(refused), served) == (2, 1)

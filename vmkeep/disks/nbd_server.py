@@ -96,8 +96,13 @@ class NbdServer:
                 if self._over or len(self._connections) >= MOST_CONNECTIONS:
                     connection.close()
                     continue
+                try:
+                    thread.start()
+                except RuntimeError as error:  # there can be no more threads now
+                    _log.warning("an NBD client is sent away: %s", error)
+                    connection.close()
+                    continue
                 self._connections[connection] = thread
-                thread.start()
 
     def _serve(self, connection: socket.socket) -> None:
         try:

@@ -104,8 +104,9 @@ class Session:
 
     def _add_thread(self) -> None:
         thread = threading.Thread(target=self._work, name="nbd-read", daemon=True)
-        self._threads.append(thread)
-        thread.start()
+        with contextlib.suppress(RuntimeError):  # there can be no more now: those that there are go on
+            thread.start()
+            self._threads.append(thread)
 
     def _next(self) -> _Request:
         magic, flags, command, cookie, offset, length = nbd.REQUEST.unpack(self._receive(nbd.REQUEST.size))
