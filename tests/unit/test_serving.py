@@ -2,6 +2,7 @@
 
 import fcntl
 import socket
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vmkeep.errors import InputError, NotFoundError
+from vmkeep.errors import InputError, NotFoundError, TemporaryError
 from vmkeep.operations import instant, reap, server, serving
 from vmkeep.operations.serving import Serving
 
@@ -72,7 +73,6 @@ def test_who_waits_for_a_server_that_lets_its_vm_go_is_done(served):
     assert time.monotonic() - begun < 30
     later.join()
     assert not served.folder.exists()
-    assert [one.wait(30) for one in serving._children] == [0]  # the server that found another at work
 
 
 def test_a_server_is_started_again_when_the_one_that_it_left_the_work_to_has_ended(
@@ -125,6 +125,28 @@ def test_a_vm_keeps_its_server_when_something_else_than_its_note_is_missing(serv
     assert server._needed(there, SimpleNamespace(connections=0), waited=0.0)
     serving.forget(there.folder)
     assert not server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+
+
+@pytest.mark.usefixtures("another")
+def test_a_server_that_has_ended_is_no_zombie_though_nobody_asks_for_it(served):
+    number = serving._started(served).pid  # it finds another one at work
+
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{number}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("another")
+def test_a_process_that_has_the_number_of_a_dead_server_is_left_alone(served, monkeypatch):
+    monkeypatch.setattr(serving, "_ENDS_S", 0.1)
+    with subprocess.Popen(["sleep", "60"]) as innocent:
+        (served.folder / "pid").write_text(str(innocent.pid))
+
+        with pytest.raises(TemporaryError, match="does not end"):
+            serving.end(served.folder)
+        assert innocent.poll() is None
+        innocent.kill()
 
 
 def raising(error):

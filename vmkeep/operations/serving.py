@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -42,15 +43,13 @@ if TYPE_CHECKING:
 
 SOCKET: Final = "nbd"
 _NOTE: Final = "serving.json"
+_MODULE: Final = "vmkeep.operations.server"
 ABANDONED_S: Final = 3600.0
 """How long a server waits for its VM to be put on the disks."""
 _STARTS_S: Final = 120.0
 """How long a server may take until it answers: it opens the repository, which may be far."""
 _ENDS_S: Final = 30.0
 _POLL_S: Final = 0.02
-
-_children: Final[list[subprocess.Popen[bytes]]] = []
-"""The servers that this process started: it takes note of their end, and lets them be when it ends first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +185,6 @@ def ensure(serving: Serving) -> Path:
         TemporaryError: it does not come up; the message has its last words.
     """
     address = serving.streams().folder(serving.target) / SOCKET
-    _children[:] = [one for one in _children if one.poll() is None]
     if is_alive(serving.folder) and _answers(address):
         return address
     process = _started(serving)
@@ -219,14 +217,15 @@ def _started(serving: Serving) -> subprocess.Popen[bytes]:
         given.write(json.dumps(_looked_up(serving.file)).encode())
         given.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-m", "vmkeep.operations.server", str(serving.folder)],
+            [sys.executable, "-m", _MODULE, str(serving.folder)],
             stdin=given,
             stdout=log,
             stderr=log,
             start_new_session=True,  # no signal for us reaches it
             cwd="/",
         )
-    _children.append(process)
+    # Somebody has to take note of its end, or it stays a zombie; it may well outlive us.
+    threading.Thread(target=process.wait, name=f"server-{process.pid}", daemon=True).start()
     return process
 
 
@@ -254,13 +253,25 @@ def end(folder: Path) -> None:
     deadline = time.monotonic() + _ENDS_S
     how = signal.SIGTERM
     while is_alive(folder):
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int((folder / "pid").read_text()), how)
+        _signal(folder, how)
         time.sleep(_POLL_S)
         if time.monotonic() > deadline:
             if how is signal.SIGKILL:
                 raise TemporaryError(f"the server of {folder} does not end")
             how, deadline = signal.SIGKILL, deadline + _ENDS_S
+
+
+def _signal(folder: Path, how: signal.Signals) -> None:
+    """Send a signal to the server of a folder, and to no process that has its number by now."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        number = int((folder / "pid").read_text())
+        process = os.pidfd_open(number)
+        try:
+            words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
+            if _MODULE.encode() in words and Path(os.fsdecode(words[-2])).samefile(folder):
+                signal.pidfd_send_signal(process, how)
+        finally:
+            os.close(process)
 
 
 def let_go(serving: Serving) -> None:
