@@ -80,6 +80,7 @@ def server(directory: Path, *, superuser: str) -> Iterator[Ask]:
             code = process.wait(_STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
+            process.wait()
             raise
     if code != 0:
         raise SourceError(f"PostgreSQL did not stop cleanly: {log.read_text(errors='replace')[-500:]}")
