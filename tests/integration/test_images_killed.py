@@ -194,6 +194,6 @@ def test_the_folders_of_living_processes_are_left_alone():
 
 def test_the_folder_of_an_owner_in_another_container_is_left_alone(monkeypatch):
     with scratch.scratch_folder() as folder:
-        monkeypatch.setattr(scratch, "_started", lambda _: 0)  # as a process that we cannot see
+        monkeypatch.setattr(scratch, "started", lambda _: 0)  # as a process that we cannot see
         assert folder not in scratch.reap()
         assert folder.exists()
