@@ -49,7 +49,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     options = parser.parse_args()
-    adopt_daemons()
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as folder,
         tempfile.TemporaryDirectory(prefix="libvirtd.") as sockets,  # a short path
@@ -63,6 +62,7 @@ def main() -> None:
             rack.fill(vm, "root", disk)
             rack.pause(vm)
         disk.unlink()
+        adopt_daemons()  # only now: the VMs' QEMU is libvirt's to watch
         report([{"vmkeep": ours(rack, number), "virtnbdbackup": theirs(rack, number)}
                 for number in range(options.rounds)])  # fmt: skip
     print(f"load of the machine at the end: {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
