@@ -145,8 +145,8 @@ def test_a_vm_that_does_not_boot_fails_the_drill_and_all_is_torn_down(rack, disk
     assert world(rack) == before
 
 
-def test_what_a_killed_drill_left_is_cleared_away_by_the_next_run_of_anything(rack):
-    before = world(rack)
+def kill_a_drill(rack):
+    """Let a process begin a drill, and kill itself in it."""
     # Not a fork: libvirt's connection and its thread cannot be taken along.
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); "
@@ -155,6 +155,11 @@ def test_what_a_killed_drill_left_is_cleared_away_by_the_next_run_of_anything(ra
     root = str(Path(__file__).parents[2])
     done = subprocess.run([sys.executable, "-c", code, root, str(rack.path)], check=False, timeout=300)
     assert done.returncode == -signal.SIGKILL
+
+
+def test_what_a_killed_drill_left_is_cleared_away_by_the_next_run_of_anything(rack):
+    before = world(rack)
+    kill_a_drill(rack)
     left = world(rack)
     grown = [len(now) - len(then) for now, then in zip(left, before, strict=True)]
     assert grown[:2] == [2, 1]
@@ -168,13 +173,7 @@ def test_what_a_killed_drill_left_is_cleared_away_by_the_next_run_of_anything(ra
 
 def test_what_a_killed_drill_left_whose_state_is_lost_is_found_by_its_mark(rack):
     before = world(rack)
-    code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); "
-        "from tests.integration import test_drill_libvirt as t; t.killed(sys.argv[2])"
-    )
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", code, root, str(rack.path)], check=False, timeout=300)
-    assert done.returncode == -signal.SIGKILL
+    kill_a_drill(rack)
     for one in serving.all_of("rack"):
         serving.end(one.folder)
     assert orphans.found(rack.file) == []  # as long as the run's folder says what is to be done

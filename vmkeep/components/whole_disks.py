@@ -83,8 +83,8 @@ def restore_disks(context: RestoreContext, saved: SavedComponent) -> None:
     """Write the disks beside the VM's present ones, and put all in their place when all are complete."""
     if context.paths:
         raise InputError(
-            f"{context.component} was saved as whole disks: single files cannot be taken from it; "
-            "restore it under another name and copy them from there"
+            f"{context.component} was saved as whole disks: single files of it are restored into a folder "
+            "(--to), not into the VM"
         )
     if context.folder is not None:
         raise InputError(f"{context.component} was saved as whole disks: restore it into a VM, not a folder")
