@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from vmkeep import fleet as fleets
-from vmkeep.errors import InputError
+from vmkeep.errors import InputError, IntegrityError
 from vmkeep.operations import repositories
 from vmkeep.operations.places import chosen, distance
 from vmkeep.operations.repair import mend
@@ -114,6 +114,67 @@ def test_a_damaged_point_does_not_keep_the_others_from_being_copied(site):
 
     assert report.exit_code == 4
     assert [vm for vm, _ in originals(site, "nas")] == ["db1"]
+
+
+def test_a_point_whose_object_is_damaged_does_not_keep_the_others_from_being_copied(site):
+    saved_twice(site)
+    old, new = site.points("db1")
+    site.spoil_point("db1", old.session)
+
+    reports = [site.run("copy", copies=[name]) for name in ("nas", "offsite")]
+
+    # Only the newest is asked for offsite, and that is sound.
+    assert [report.exit_code for report in reports] == [4, 0]
+    assert f"1 of 2 recovery point(s) could not be copied to nas: {old.session}" in str(
+        reports[0].errors["copy db1 to nas"]
+    )
+    for name in ("nas", "offsite"):
+        assert [session for vm, session in originals(site, name) if vm == "db1"] == [new.session]
+
+
+def test_a_copy_that_is_damaged_is_made_again(site):
+    site.run("backup")
+    site.run("copy", copies=["nas"])
+    (path,) = (site.folder / "nas/points/db1").iterdir()
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    report = site.run("copy", copies=["nas"])
+
+    assert report.exit_code == 0
+    with repositories.open_repository(site.file.at("nas")) as repository:
+        assert next(repository.newest_first("db1")).copy_of == site.points("db1")[0].session
+
+
+def test_damage_never_lets_an_older_state_be_restored_unasked(site):
+    site.run("backup")
+    site.run("copy")
+    site.write("db1", seed="second")
+    site.run("backup")
+    old, new = site.points("db1")
+    site.spoil_point("db1", new.session)
+    request = site.request("restore", targets=["db1"], overwrite=True)
+
+    with pytest.raises(IntegrityError, match=f"{new.session} is damaged.*--point db1=20"):
+        chosen(site.file, request)
+
+    named = request.model_copy(update={"points": {"db1": old.session}})
+    assert chosen(site.file, named).repository == "primary"
+
+
+def test_a_point_that_is_damaged_is_restored_from_a_copy(site):
+    saved_twice(site)
+    site.run("copy")
+    before = site.digest("db1")
+    new = site.points("db1")[-1]
+    site.spoil_point("db1", new.session)
+    site.write("db1", seed="third")
+
+    report = site.run("restore", targets=["db1"], overwrite=True)
+
+    assert report.exit_code == 0
+    assert new.taken in report.steps["configure db1"].text
+    assert site.digest("db1") == before
 
 
 def test_what_is_damaged_is_repaired_from_a_copy(site):

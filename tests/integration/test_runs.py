@@ -4,11 +4,12 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import datetime
 
 import pytest
 
-from vmkeep.errors import InputError, NotFoundError, SourceChangedError
-from vmkeep.operations import backup, direct, lifecycle, repositories, steps
+from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError, SourceChangedError
+from vmkeep.operations import backup, direct, holds, lifecycle, repositories, steps
 from vmkeep.operations.prepare import prepare
 from vmkeep.operations.run import Run, dead_runs
 from vmkeep.operations.state import state_folder
@@ -433,6 +434,58 @@ def test_all_that_is_stored_is_verified_and_damage_names_every_point(site):
     assert sound.exit_code == 0
     assert damaged.exit_code == 4
     assert f"db1/filesystems.data of {old.session}: disk data" in str(damaged.errors["verify packs"])
+
+
+def test_a_damaged_point_costs_nothing_but_itself(site):
+    for seed in ("first", "second", "third"):
+        site.write("db1", seed=seed)
+        site.run("backup")
+    old, spoilt, new = site.points("db1")
+    site.spoil_point("db1", spoilt.session)
+
+    saved = site.run("backup")
+    restored = site.run("restore", targets=["db1"], overwrite=True)
+
+    assert (saved.exit_code, restored.exit_code) == (0, 0)
+    assert [step.new for name, step in saved.steps.items() if name.startswith("backup db1")] == [0, 0]
+    blocked = site.run("prune")
+    assert blocked.exit_code == 4
+    told = f"'vmkeep forget db1 {spoilt.session} --reason damaged' gives it up"
+    assert told in str(blocked.errors["prune packs"])
+    with repositories.open_repository(site.file) as repository:
+        assert holds.forget(repository, "db1", spoilt.session, "damaged").session == spoilt.session
+    assert site.run("prune").exit_code == 0
+    assert [point.session for point in site.points("db1")][:2] == [old.session, new.session]
+
+
+def test_the_newest_point_that_is_damaged_is_never_passed_over_unasked(site):
+    site.run("backup")
+    site.write("db1", seed="second")
+    site.run("backup")
+    old, spoilt = site.points("db1")
+    site.spoil_point("db1", spoilt.session)
+
+    with pytest.raises(IntegrityError, match=f"say --point db1={old.session}"):
+        prepare(site.file, site.request("restore", targets=["db1"], overwrite=True))
+
+    assert site.run("backup").exit_code == 0
+    at = datetime.fromisoformat(old.sealed)
+    _, points = prepare(site.file, site.request("restore", targets=["db1"], overwrite=True, at=at))
+    assert points == {"db1": old.session}
+
+
+def test_a_held_point_is_not_forgotten_because_it_is_damaged(site):
+    site.run("backup")
+    (point,) = site.points("app1")
+    with repositories.open_repository(site.file) as repository:
+        repository.hold(point, name="case 7", reason="auditors")
+    site.spoil_point("app1", point.session)
+
+    with (
+        repositories.open_repository(site.file) as repository,
+        pytest.raises(ConflictError, match="is held as 'case 7'"),
+    ):
+        holds.forget(repository, "app1", point.session, "damaged")
 
 
 def test_a_run_that_begins_is_never_taken_for_dead(site):

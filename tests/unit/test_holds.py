@@ -155,8 +155,8 @@ def test_a_collector_holds_and_others_only_see_it(store, points):
 
 def test_the_newest_complete_point_is_not_forgotten_by_hand(repository, points):
     with pytest.raises(ConflictError, match="newest complete one of filesystems"):
-        operation.forget(repository, points[1], "a mistake")
+        operation.forget(repository, points[1].vm, points[1].session, "a mistake")
 
-    operation.forget(repository, points[0], "not needed")
+    operation.forget(repository, points[0].vm, points[0].session, "not needed")
 
     assert [one.session for one in again(repository).points()] == [points[1].session]

@@ -53,8 +53,7 @@ def unhold(  # noqa: PLR0913  (each is an option)
 def forget(path: Path, place: str | None, vm: str, session: str, *, reason: str) -> None:
     """Forget one recovery point."""
     with repositories.open_repository(load(path, place)) as repository:
-        point = repository.point(vm, session)
-        operation.forget(repository, point, reason)
+        gone = operation.forget(repository, vm, session, reason)
     out().print(
-        f"recovery point {point.session} of {vm} is forgotten; 'vmkeep prune' frees its space", markup=False
+        f"recovery point {gone.session} of {vm} is forgotten; 'vmkeep prune' frees its space", markup=False
     )

@@ -86,7 +86,7 @@ def _component_of(
     """Return a saved component; of the newest recovery point that has it, if none was named."""
     point = repository.point(vm, session)
     if session == "latest":
-        older = (repository.point(vm, info.session) for info in reversed(repository.list_points(vm)))
+        older = repository.newest_first(vm)
         point = next((one for one in older if component in one.components), point)
     saved = point.components.get(component)
     if saved is None:

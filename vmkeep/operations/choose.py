@@ -6,20 +6,25 @@ not have yet. Points of one run fit together, for its snapshots were taken in th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import networkx as nx
 
 from vmkeep import fleet as fleets
-from vmkeep.errors import InputError, NotFoundError
+from vmkeep.errors import InputError, IntegrityError, NotFoundError
+from vmkeep.repository.copy import origin
+from vmkeep.repository.layout import time_of_session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from vmkeep.fleet import Fleet, Selection
     from vmkeep.operations.request import Request
-    from vmkeep.repository import Point, Repository
+    from vmkeep.repository import Point, PointInfo, Repository
+
+Damaged: TypeAlias = "tuple[PointInfo, IntegrityError]"
+"""A recovery point that cannot be read, and why."""
 
 
 def choose_points(
@@ -30,18 +35,65 @@ def choose_points(
     Raises:
         NotFoundError: a VM has no point that holds what is selected, or none that fits the others.
         InputError: a point was named for a VM that is not restored.
+        IntegrityError: a point that may be newer than the chosen one is damaged.
+    """
+    damaged: list[Damaged] = []
+    chosen = newest_readable(fleet, selection, repository, request, damaged)
+    require_newest(chosen, damaged)
+    return {vm: point.session for vm, point in chosen.items()}
+
+
+def newest_readable(
+    fleet: Fleet, selection: Selection, repository: Repository, request: Request, damaged: list[Damaged]
+) -> dict[str, Point]:
+    """Return the points that would be restored of those that can be read.
+
+    Args:
+        damaged: gets those that cannot, and might have been chosen.
+
+    Raises:
+        NotFoundError, InputError: see `choose_points`.
+        IntegrityError: there are none, and some are damaged.
     """
     strangers = set(request.points) - set(selection.vms)
     if strangers:
         raise InputError(f"--point names {', '.join(sorted(strangers))}, which is not restored")
     named = {vm: repository.point(vm, session) for vm, session in request.points.items()}
+    mine: list[IntegrityError] = []
+
+    def note(info: PointInfo, error: IntegrityError) -> None:
+        limit = request.aware()
+        if limit is None or time_of_session(info.session) <= limit:
+            mine.append(error)
+            damaged.append((info, error))
+
     candidates = {
         vm: [named[vm]]
         if vm in named
-        else _usable(repository.points(vm), selection.components[vm], request.aware())
+        else _usable(repository.points(vm, damaged=note), selection.components[vm], request.aware())
         for vm in selection.vms
     }
-    return {vm: point.session for vm, point in newest_cut(fleet, candidates, frozenset(named)).items()}
+    try:
+        return newest_cut(fleet, candidates, frozenset(named))
+    except NotFoundError as error:
+        if mine:
+            raise IntegrityError(f"{error}; {mine[-1]}") from error
+        raise
+
+
+def require_newest(chosen: Mapping[str, Point], damaged: Iterable[Damaged]) -> None:
+    """Check that no point is damaged that might have been chosen: an older state is nobody's silent choice.
+
+    Raises:
+        IntegrityError: one is.
+    """
+    for info, error in damaged:
+        point = chosen[info.vm]
+        if time_of_session(info.session) > time_of_session(origin(point)):
+            raise IntegrityError(
+                f"VM {info.vm}: a recovery point is damaged that is newer than what can be read: {error}. "
+                f"To use the newest before it, of {point.taken}, say --point {info.vm}={point.session}"
+            )
 
 
 def newest_cut(

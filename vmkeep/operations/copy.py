@@ -33,7 +33,11 @@ def copy(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
     damaged: list[str] = []
     cost, done = Stats(), 0
     with repositories.open_repository(run.file.at(step.repository)) as target:
-        points = missing(run.repository, target, name, last=config.last)
+        points = missing(
+            run.repository, target, name, last=config.last,
+            damaged=lambda info, error: damaged.append(f"{info.session}: {error}"),
+        )  # fmt: skip
+        of = len(points) + len(damaged)
         spool = run.folder.parent.parent / "copies" / str(step.repository) / name
         for point in points:
             try:
@@ -45,7 +49,7 @@ def copy(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
             done += 1
     if damaged:
         raise IntegrityError(
-            f"VM {name}: {len(damaged)} of {len(points)} recovery point(s) could not be copied to "
+            f"VM {name}: {len(damaged)} of {of} recovery point(s) could not be copied to "
             f"{step.repository}: {'; '.join(damaged)}"
         )
     text = f"{done} recovery point(s) copied, {format_size(cost.stored)} stored" if done else "nothing new"

@@ -11,7 +11,7 @@ from vmkeep.planning import retention
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmkeep.repository import Hold, Point, Repository
+    from vmkeep.repository import Hold, Point, PointInfo, Repository
 
 
 def held_as(repository: Repository, now: datetime | None = None) -> dict[str, list[str]]:
@@ -40,21 +40,35 @@ def unhold(repository: Repository, point: Point, name: str, reason: str) -> Hold
     )
 
 
-def forget(repository: Repository, point: Point, reason: str) -> None:
-    """Forget one recovery point, whatever retention says; `prune` then frees its space.
+def forget(repository: Repository, vm: str, session: str, reason: str) -> PointInfo:
+    """Forget one recovery point, whatever retention says, and return it; `prune` then frees its space.
+
+    One that is damaged may always go; but it keeps no other in its place.
+
+    Args:
+        session: its session, or the beginning of it.
 
     Raises:
         ConflictError: it is held, or there is no newer complete point that holds all that it holds.
+        NotFoundError: there is none.
     """
-    candidates = [candidate(one) for one in repository.points(point.vm)]
-    verdicts = retention.decide(candidates, retention.Policy())
+    info = repository.find(vm, session)
+    points = [*repository.newest_first(vm)]
+    point = next((one for one in points if one.session == info.session), None)
+    if point is not None:
+        _require_newer(point, points)
+    repository.forget(info, reason)
+    return info
+
+
+def _require_newer(point: Point, points: Iterable[Point]) -> None:
+    verdicts = retention.decide(map(candidate, points), retention.Policy())
     (why,) = [verdict.reasons for verdict in verdicts if verdict.point.session == point.session]
     if why:
         raise ConflictError(
             f"recovery point {point.session} of {point.vm} is not forgotten: it is the "
             f"{'newest complete one' if point.complete else 'best there is'} of {_list(point.components)}"
         )
-    repository.forget(point, reason)
 
 
 def candidate(point: Point) -> retention.Candidate:

@@ -12,14 +12,18 @@ from urllib.parse import urlsplit
 from vmkeep.errors import VmkeepError
 from vmkeep.fleet import BEST, PRIMARY
 from vmkeep.operations import repositories
-from vmkeep.operations.choose import choose_points
+from vmkeep.operations.choose import newest_readable, require_newest
 from vmkeep.operations.prepare import selected
 from vmkeep.repository.copy import origin
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vmkeep.fleet import FleetFile
     from vmkeep.fleet.model import Place
+    from vmkeep.operations.choose import Damaged
     from vmkeep.operations.request import Request
+    from vmkeep.repository import Point
 
 _HERE, _NEAR, _FAR = range(3)
 _LOCAL: Final = ("localhost", "host.docker.internal")
@@ -30,25 +34,29 @@ def chosen(file: FleetFile, request: Request) -> Request:
 
     Raises:
         VmkeepError: what the repository itself is lacking, when no copy can be used either.
+        IntegrityError: a point is damaged somewhere that is newer than all that can be used.
     """
     names = [PRIMARY, *file.fleet.repository.copies]
     chooses = request.operation in {"restore", "drill"} and request.repository in {None, BEST}
     if not chooses or len(names) == 1:
         return request
-    states: dict[str, tuple[str, ...]] = {}
+    found: dict[str, dict[str, Point]] = {}
+    damaged: list[Damaged] = []
     problems: list[VmkeepError] = []
     for name in names:
         try:
-            states[name] = _state(file.at(name), request)
+            found[name] = _points(file.at(name), request, damaged)
         except VmkeepError as error:
             problems.append(error)
-    if not states:
+    if not found:
         raise problems[0]
+    states = {name: _state(points) for name, points in found.items()}
     newest = max(states.values())
     best = min(
         (name for name, state in states.items() if state == newest),
         key=lambda name: distance(file.at(name).fleet.repository),
     )
+    require_newest(found[best], damaged)
     return request.model_copy(update={"repository": best})
 
 
@@ -65,8 +73,12 @@ def distance(place: Place) -> int:
         return _FAR
 
 
-def _state(file: FleetFile, request: Request) -> tuple[str, ...]:
-    """Return which points would be restored, as the sessions that first saved them."""
+def _points(file: FleetFile, request: Request, damaged: list[Damaged]) -> dict[str, Point]:
+    """Return which points would be restored from one place; *damaged* gets those that cannot be read."""
     with repositories.open_repository(file) as repository:
-        points = choose_points(file.fleet, selected(file, request), repository, request)
-        return tuple(origin(repository.point(vm, session)) for vm, session in sorted(points.items()))
+        return newest_readable(file.fleet, selected(file, request), repository, request, damaged)
+
+
+def _state(points: Mapping[str, Point]) -> tuple[str, ...]:
+    """Return the sessions that first saved the points, in order of their VMs."""
+    return tuple(origin(point) for _, point in sorted(points.items()))

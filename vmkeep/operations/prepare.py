@@ -98,12 +98,10 @@ def facts(
     new: dict[str, int] = {}
     if repository is not None:
         for name in selection.vms:
-            infos = repository.list_points(name)
-            if infos:
-                point = repository.point(name, infos[-1].session)
-                for component, one in point.components.items():
-                    saved[f"{name}/{component}"] = _held(one) if whole else one.stats.read
-                    new[f"{name}/{component}"] = one.stats.new
+            point = next(repository.newest_first(name), None)
+            for component, one in point.components.items() if point else ():
+                saved[f"{name}/{component}"] = _held(one) if whole else one.stats.read
+                new[f"{name}/{component}"] = one.stats.new
     return Facts(allocated=allocated, saved=saved, new=new, powered_off=frozenset(powered_off))
 
 

@@ -7,7 +7,6 @@ from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
-from vmkeep.errors import NotFoundError
 from vmkeep.operations.holds import candidate, held_as
 from vmkeep.operations.report import StepReport
 from vmkeep.planning import retention
@@ -64,14 +63,10 @@ def decide(file: FleetFile, repository: Repository, vm: str) -> list[Decided]:
 
 def pruned_vms(file: FleetFile, repository: Repository) -> list[str]:
     """Return the VMs of which there are points of this fleet, also those that are not declared any more."""
-    newest = {info.vm: info for info in repository.list_points()}
     found = []
-    for vm, info in sorted(newest.items()):
-        try:
-            ours = vm in file.fleet.vms or repository.load(info).fleet == file.fleet.fleet
-        except NotFoundError:
-            continue
-        if ours:
+    for vm in sorted({info.vm for info in repository.list_points()}):
+        newest = None if vm in file.fleet.vms else next(repository.newest_first(vm), None)
+        if vm in file.fleet.vms or (newest is not None and newest.fleet == file.fleet.fleet):
             found.append(vm)
     return found
 

@@ -20,6 +20,7 @@ import shutil
 import threading
 import time
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Self
 
 from vmkeep import fleet as fleets
@@ -198,8 +199,7 @@ class Run:
         with self._mutex:
             if vm not in self._parents:
                 # Old ones would only save a little reading, and each costs a request.
-                infos = self.repository.list_points(vm)[-_PARENTS:]
-                self._parents[vm] = [self.repository.point(vm, info.session) for info in reversed(infos)]
+                self._parents[vm] = [*islice(self.repository.newest_first(vm), _PARENTS)]
             return [point for point in self._parents[vm] if component in point.components]
 
     def selected(self, vm: str) -> list[str]:

@@ -30,14 +30,15 @@ _SHOWN: Final = 5
 def verify_new(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
     """Read a sample of the recovery point that this run has sealed."""
     (name,) = step.vms
-    points = [point for point in run.repository.points(name) if point.run == run.id]
-    if not points:
+    point = next((one for one in run.repository.newest_first(name) if one.run == run.id), None)
+    if point is None:
+        run.repository.points(name)  # or it says which is damaged
         raise NotFoundError(f"VM {name}: the recovery point of run {run.id} is not in the repository")
     try:
-        with run.repository.reading(points[-1]):
-            return _verify(run, points[-1], _share_of_new(points[-1]), progress)
+        with run.repository.reading(point):
+            return _verify(run, point, _share_of_new(point), progress)
     except AccessError as error:
-        return _unread(run, points[-1], error)
+        return _unread(run, point, error)
 
 
 def _unread(run: Run, point: Point, error: AccessError) -> StepReport:

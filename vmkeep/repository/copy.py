@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from vmkeep.errors import IntegrityError
+    from vmkeep.repository.committed import PointInfo
     from vmkeep.repository.manifest import DiskRef, Point
     from vmkeep.repository.repository import Repository
     from vmkeep.repository.session import Session
@@ -37,15 +39,35 @@ class _Base:
     copy: Point
 
 
-def missing(source: Repository, target: Repository, vm: str, *, last: int | None = None) -> list[Point]:
+def missing(
+    source: Repository,
+    target: Repository,
+    vm: str,
+    *,
+    last: int | None = None,
+    damaged: Callable[[PointInfo, IntegrityError], None] | None = None,
+) -> list[Point]:
     """Return the points of a VM that *target* has no copy of, oldest first.
 
     Args:
         last: look only at so many of the newest points; by default at all.
+        damaged: called for each that cannot be read, and so not be copied.
+
+    Raises:
+        IntegrityError: a point is damaged, and *damaged* is not given.
     """
     there = frozenset(origins(target, vm))
-    points = source.points(vm)
-    return [point for point in points[-(last or len(points)) :] if origin(point) not in there]
+    times = {time_of_session(one) for one in there}
+    unread: list[tuple[PointInfo, IntegrityError]] = []
+    points = source.points(vm, damaged=lambda info, error: unread.append((info, error)))
+    newest = points[-(last or len(points)) :]
+    for info, error in unread:
+        if time_of_session(info.session) in times or (last and newest and info.session < newest[0].session):
+            continue
+        if damaged is None:
+            raise error
+        damaged(info, error)
+    return [point for point in newest if origin(point) not in there]
 
 
 def origin(point: Point) -> str:
@@ -54,8 +76,8 @@ def origin(point: Point) -> str:
 
 
 def origins(target: Repository, vm: str) -> dict[str, Point]:
-    """Return the points of a VM by the sessions that first saved them."""
-    return {origin(point): point for point in target.points(vm)}
+    """Return the points of a VM that can be read, by the sessions that first saved them."""
+    return {origin(point): point for point in _readable(target, vm)}
 
 
 def copy_point(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
@@ -134,13 +156,17 @@ def _base(point: Point, source: Repository, target: Repository) -> _Base | None:
     copies = origins(target, point.vm)
     both = [
         _Base(one, copies[origin(one)])
-        for one in source.points(point.vm)
+        for one in _readable(source, point.vm)
         if origin(one) in copies and origin(one) != origin(point)
     ]
     before = [one for one in both if origin(one.original) < origin(point)]
     if before:
         return before[-1]
     return both[0] if both else None
+
+
+def _readable(repository: Repository, vm: str) -> list[Point]:
+    return [*repository.newest_first(vm)][::-1]
 
 
 class _Copier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import InputError, IntegrityError, NotFoundError
@@ -11,7 +12,7 @@ from vmkeep.repository.manifest import Point
 from vmkeep.repository.parallel import TRANSFERS, in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from vmkeep.repository.committed import PointInfo
     from vmkeep.repository.crypto import Keys
@@ -43,18 +44,21 @@ class Points:
                 damaged(info, point)
         return found
 
+    def newest_first(self, vm: str) -> Iterator[Point]:
+        """See `Repository.newest_first`."""
+        for info in reversed(list_points(self._store, vm)):
+            with contextlib.suppress(IntegrityError, NotFoundError):
+                yield self.load(info, None)
+
     def load(self, info: PointInfo, body: bytes | None) -> Point:
         """See `Repository.load`."""
         point = self._read.get(info.key)
         if point is None:
-            decided = decode(self._keys, info.key, body or self._store.get(info.key)).point
-            if decided is None:
-                raise IntegrityError(f"{info.key} is damaged: it is void, but not of a void's size")
-            point = self._read[info.key] = decided
+            point = self._read[info.key] = self._decoded(info, body or self._store.get(info.key))
         return point
 
-    def one(self, vm: str, session_id: str) -> Point:
-        """See `Repository.point`."""
+    def find(self, vm: str, session_id: str) -> PointInfo:
+        """See `Repository.find`."""
         infos = list_points(self._store, vm)
         if session_id == "latest":
             infos = infos[-1:]
@@ -68,7 +72,16 @@ class Points:
             raise InputError(
                 f"{session_id!r} fits {len(infos)} recovery points of {vm}: {names}; write more of it"
             )
-        return self.load(infos[0], None)
+        return infos[0]
+
+    def _decoded(self, info: PointInfo, body: bytes) -> Point:
+        try:
+            point = decode(self._keys, info.key, body).point
+        except IntegrityError as error:
+            raise _damaged(info, str(error)) from error
+        if point is None:
+            raise _damaged(info, f"{info.key} is damaged: it is void, but not of a void's size")
+        return point
 
     def _copies(self, info: PointInfo, session_id: str) -> bool:
         """Tell whether it is a copy of that session, which has the same time."""
@@ -82,3 +95,9 @@ class Points:
             return None
         except IntegrityError as error:
             return error
+
+
+def _damaged(info: PointInfo, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"{why}; 'vmkeep forget {info.vm} {info.session} --reason damaged' gives it up, and prune works again"
+    )

@@ -201,7 +201,20 @@ class Repository:
             InputError: the beginning fits several.
             IntegrityError: it is damaged.
         """
-        return self._points.one(vm, session_id)
+        return self._points.load(self.find(vm, session_id), None)
+
+    def find(self, vm: str, session_id: str) -> PointInfo:
+        """Return what a listing says of the point that `point` returns, also when it is damaged.
+
+        Raises:
+            NotFoundError: there is none.
+            InputError: the beginning fits several.
+        """
+        return self._points.find(vm, session_id)
+
+    def newest_first(self, vm: str) -> Iterator[Point]:
+        """Yield the recovery points of a VM, newest first; what is damaged or gone is passed over."""
+        return self._points.newest_first(vm)
 
     def restore_disk(
         self,
@@ -333,7 +346,7 @@ class Repository:
             self.store, self.keys, vm=point.vm, session=point.session, name=name, reason=reason, until=until
         )
 
-    def holds(self, point: Point | None = None) -> list[Hold]:
+    def holds(self, point: Point | PointInfo | None = None) -> list[Hold]:
         """Return the holds that are not released, of one point or of all; also those that are over."""
         return holds(self.store, self.keys, None if point is None else point.session)
 
@@ -341,8 +354,10 @@ class Repository:
         """Let a hold not count any more; a second call does nothing."""
         release(self.store, self.keys, hold, reason)
 
-    def forget(self, point: Point, reason: str) -> None:
+    def forget(self, point: Point | PointInfo, reason: str) -> None:
         """Let a recovery point not count any more; what only it needs is deleted by `collect`.
+
+        Of one that is damaged, what a listing says of it will do.
 
         Raises:
             ConflictError: it is held.

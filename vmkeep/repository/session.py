@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import AccessError, ConflictError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
-from vmkeep.repository.committed import INDEX_KIND, list_points
+from vmkeep.repository.committed import INDEX_KIND
 from vmkeep.repository.decision import Decision, decide, decode
 from vmkeep.repository.forgotten import is_forgotten
 from vmkeep.repository.index import Index
@@ -277,12 +277,11 @@ class Session:
 
         Of a forgotten one, chunks may be deleted whose leaf is still there.
         """
-        for info in reversed(list_points(self._repository.store, self.vm)):
-            with contextlib.suppress(IntegrityError, NotFoundError):
-                point = self._repository.load(info)
-                if any(disk in component.disks.values() for component in point.components.values()):
-                    return True
-        return False
+        return any(
+            disk in component.disks.values()
+            for point in self._repository.newest_first(self.vm)
+            for component in point.components.values()
+        )
 
     def _read_leaf(self, leaf: bytes) -> bytes:
         try:

@@ -93,6 +93,14 @@ class Site:
         with repositories.open_repository(self.file) as repository:
             return repository.points(vm)
 
+    def spoil_point(self, vm: str, session: str) -> None:
+        """Let the object of a recovery point not be what was put there."""
+        path = self.folder / "repository" / "points" / vm / session
+        data = bytearray(path.read_bytes())
+        data[60] ^= 1
+        path.chmod(0o600)
+        path.write_bytes(data)
+
 
 def faulty(fault: Callable[[StoreRequest], Fault | None]) -> Callable[[FleetFile], Store]:
     """Return a replacement for `repositories.store_of` whose stores fail as told."""
