@@ -90,12 +90,12 @@ def test_what_could_not_be_removed_is_told_and_removed_by_the_next_run(saved, mo
 
     assert saved.run("drill").exit_code == 5
     assert world(saved) != before
-    assert any("remove db1" in line for line in reap("site"))
+    assert any("remove db1" in line for line in reap(saved.file))
     main(["doctor", "-f", str(saved.path)])
     assert "any run removes it" in " ".join(capfd.readouterr().out.split())
 
     monkeypatch.setitem(steps._DRILL, Verb.REMOVE, real)
-    assert reap("site") == []
+    assert reap(saved.file) == []
     assert world(saved) == before
     assert not any((state_folder("site") / "runs").iterdir())
 

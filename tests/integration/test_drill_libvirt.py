@@ -88,7 +88,7 @@ def rack(libvirtd, tmp_path, disks):
     for vm in ("db1", "app1"):
         rack.pause(vm)
     yield rack
-    for one in serving.all_of("rack"):  # none, unless a test failed
+    for one in serving.all_of(rack.file):  # none, unless a test failed
         serving.end(one.folder)
 
 
@@ -103,7 +103,7 @@ def world(rack):
         sorted(one.name() for one in host.listAllNetworks()),
         sorted(path.name for path in (rack.daemon.pools / "default").iterdir()),
         [rack.digest(vm, "root") for vm in ("db1", "app1")],
-        [*serving.all_of("rack")],
+        [*serving.all_of(rack.file)],
         sorted(path.name for path in (rack.daemon.sockets / "served").glob("*drill*")),
     )
 
@@ -174,7 +174,7 @@ def test_what_a_killed_drill_left_is_cleared_away_by_the_next_run_of_anything(ra
 def test_what_a_killed_drill_left_whose_state_is_lost_is_found_by_its_mark(rack):
     before = world(rack)
     kill_a_drill(rack)
-    for one in serving.all_of("rack"):
+    for one in serving.all_of(rack.file):
         serving.end(one.folder)
     assert orphans.found(rack.file) == []  # as long as the run's folder says what is to be done
     shutil.rmtree(rack.folder / "state")

@@ -16,7 +16,7 @@ from vmkeep.cli import main
 from vmkeep.disks import qemu_img
 from vmkeep.errors import InputError, SourceError, TemporaryError, UnsupportedError
 from vmkeep.guests.agent import AgentGuest
-from vmkeep.operations import instant, repositories, serving
+from vmkeep.operations import instant, reap, repositories, serving
 from vmkeep.operations.direct import run_direct
 from vmkeep.planning import State
 from vmkeep.testing import tiny_guest
@@ -45,8 +45,8 @@ def state(tmp_path, monkeypatch):
     monkeypatch.setattr("vmkeep.operations.direct.DELAYS_S", (0.01, 0.01, 0.01))
     monkeypatch.setattr("vmkeep.operations.instant._POLL_S", 0.1)
     yield
-    for one in serving.all_of("rack"):
-        serving.end(one.folder)
+    for note in (tmp_path / "state").glob("*/serving/*/[!.]*/serving.json"):
+        serving.end(note.parent)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def assert_whole(rack, writes=(), vm="db2"):
 
 
 def assert_nothing_left(rack, vm="db2"):
-    assert [*serving.all_of("rack")] == []
+    assert [*serving.all_of(rack.file)] == []
     assert not (rack.daemon.sockets / "served" / vm / serving.SOCKET).exists()
     assert "streaming" not in rack.domain(vm).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     with repositories.open_repository(rack.file) as repository:
@@ -154,7 +154,7 @@ def assert_nothing_left(rack, vm="db2"):
 
 
 def pins_of_killed_runs(rack):
-    return {json.loads(pin.read_text())["reader"] for pin in rack.folder.glob("state/rack/runs/*/pin")}
+    return {json.loads(pin.read_text())["reader"] for pin in rack.folder.glob("state/*/runs/*/pin")}
 
 
 WRITES = (("root", 8 * MiB, 64 * KiB, 0x77), ("root", 19 * MiB + 512, 1024, 0x78), ("data", 0, 512, 0x79))
@@ -173,7 +173,7 @@ def test_a_restore_that_is_killed_goes_on_without_it_until_nothing_is_left(rack)
     kill(restoring(rack))
     write(rack, *WRITES)
 
-    until(lambda: not [*serving.all_of("rack")])
+    until(lambda: not [*serving.all_of(rack.file)])
     assert_whole(rack, WRITES)
 
 
@@ -291,8 +291,26 @@ def test_another_restore_takes_the_place_of_one_whose_data_streams_in(rack):
 
     assert rack.run("restore", overwrite=True).exit_code == 0
     assert {disk: rack.content("db1", disk) for disk in before} == {k: bytes(v) for k, v in before.items()}
-    until(lambda: not [*serving.all_of("rack")])
+    until(lambda: not [*serving.all_of(rack.file)])
     assert len([*(rack.daemon.pools / "default").iterdir()]) == 2
+
+
+def test_a_fleet_that_is_given_another_name_keeps_its_vms_and_their_servers(rack, capsys):
+    before = expected(rack)
+    report_of_a_killed_restore(rack, rename={}, overwrite=True)
+    kill_server(rack, "db1")
+    rack.path.write_text(rack.path.read_text().replace("fleet: rack", "fleet: shelf"))
+
+    assert reap.reap(rack.file) == []
+    assert main(["stream", "-f", str(rack.path), "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["vm"], found["server"]) == ("db1", True)
+    rack.domain("db1").destroy()
+    report_of_a_killed_restore(rack, rename={}, overwrite=True)  # in the place of the first one
+    assert len([*serving.all_of(rack.file)]) == 1
+    finish(rack, "db1")
+    assert {disk: rack.content("db1", disk) for disk in before} == {k: bytes(v) for k, v in before.items()}
+    assert_nothing_left(rack, "db1")
 
 
 def test_what_is_served_is_not_collected_though_it_is_forgotten(rack):

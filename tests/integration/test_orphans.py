@@ -26,8 +26,8 @@ def state(tmp_path, monkeypatch):
     monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "state"))
     monkeypatch.setattr("vmkeep.operations.direct.DELAYS_S", (0.01, 0.01, 0.01))
     yield
-    for one in serving.all_of("rack"):
-        serving.end(one.folder)
+    for note in (tmp_path / "state").glob("*/serving/*/[!.]*/serving.json"):
+        serving.end(note.parent)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_an_instant_restore_that_fails_half_way_leaves_no_overlay_and_no_server(
     monkeypatch.setattr(qemu_img, "create_over", full)
     report = rack.run("restore", instant=True, overwrite=True)
     assert report.exit_code != 0
-    assert [*serving.all_of("rack")] == []
+    assert [*serving.all_of(rack.file)] == []
     assert files(rack) == before
     assert "restoring" not in rack.domain("db1").XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 

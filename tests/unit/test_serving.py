@@ -1,6 +1,8 @@
 """A server ends by itself, at whatever moment others look for it: then all is well, nothing comes back."""
 
 import fcntl
+import json
+import os
 import socket
 import subprocess
 import threading
@@ -11,9 +13,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from vmkeep.errors import InputError, NotFoundError, TemporaryError
+from vmkeep import fleet as fleets
+from vmkeep.cli import doctor, stream
+from vmkeep.errors import InputError, NotFoundError, SourceError, TemporaryError, UnsupportedError
+from vmkeep.hypervisors.base import Behind
 from vmkeep.operations import instant, reap, server, serving
 from vmkeep.operations.serving import Serving
+from vmkeep.operations.state import state_folder
 
 FLEET = """\
 version: 1
@@ -32,6 +38,7 @@ def served(tmp_path, monkeypatch):
     path.write_text(FLEET)
     streams = SimpleNamespace(folder=lambda _vm: tmp_path, behind=lambda _vm: [])
     monkeypatch.setattr(Serving, "streams", lambda _self: streams)
+    monkeypatch.setattr(Serving, "machine", lambda _self: SimpleNamespace(exists=lambda _vm: True))
     what = Serving(str(path), "here", "db1", "db1", "20260101T000000Z-00000000", None, "run", ("root",))
     serving.write(what)
     return what
@@ -49,8 +56,8 @@ def test_a_folder_that_is_being_removed_is_none_of_a_server_and_goes(served):
     gone = served.folder.with_name(f".{served.folder.name}.1")
     served.folder.rename(gone)
 
-    assert [*serving.all_of("lab")] == []
-    assert reap.reap("lab") == []
+    assert [*serving.all_of(served.file)] == []
+    assert reap.reap(served.file) == []
     assert not gone.exists()
 
 
@@ -147,6 +154,136 @@ def test_a_process_that_has_the_number_of_a_dead_server_is_left_alone(served, mo
             serving.end(served.folder)
         assert innocent.poll() is None
         innocent.kill()
+
+
+@pytest.mark.parametrize(
+    ("added", "removed", "found"),
+    [({"colour": "blue"}, "", "colour"), ({}, "session", "session"), ({"disks": "root"}, "", "disks")],
+)
+def test_a_note_of_another_version_is_named_and_says_what_to_do(served, added, removed, found):
+    note = served.folder / "serving.json"
+    noted = json.loads(note.read_bytes()) | added
+    noted.pop(removed, None)
+    note.write_text(json.dumps(noted))
+
+    with pytest.raises(UnsupportedError, match=rf"serving.json .*{found}.* newer or older vmkeep .* VM db1"):
+        serving.read(served.folder)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", bytes([255])])
+def test_a_note_that_is_none_is_told_too(served, body):
+    (served.folder / "serving.json").write_bytes(body)
+
+    with pytest.raises(UnsupportedError, match=r"serving.json is not understood"):
+        serving.read(served.folder)
+
+
+def test_one_note_that_is_not_understood_keeps_no_other_vm_from_its_server(served, monkeypatch, capsys):
+    other = replace(served, target="app1", in_place=True)
+    serving.write(other)
+    (served.folder / "serving.json").write_text("{}")
+    ensured = []
+    monkeypatch.setattr(serving, "ensure", ensured.append)
+    other.streams().behind = lambda _vm: [Behind("root", "nbd")]
+
+    (told,) = reap.reap(served.file)
+    assert "here/db1/serving.json is not understood" in told
+    assert ensured == [other]
+    (check,) = (one for one in doctor._served(served.file) if one.what == "server")
+    assert not check.good
+    stream.show(served.file, as_json=True)
+    printed = capsys.readouterr()
+    assert [one["vm"] for one in json.loads(printed.out)] == ["app1"]
+    assert "db1/serving.json" in "".join(printed.err.split())
+    with pytest.raises(UnsupportedError):
+        instant.find(served.file, "db1")
+
+
+def test_a_vm_keeps_its_server_when_another_version_writes_its_note(served):
+    (served.folder / "serving.json").write_text('{"colour": "blue"}')
+
+    assert server._needed(served, SimpleNamespace(connections=0), waited=0.0)
+
+
+def test_a_server_is_not_dismissed_as_long_as_its_hypervisor_cannot_be_asked(served, monkeypatch):
+    sockets = served.streams().folder("db1") / "served"
+    sockets.mkdir()
+    streams = SimpleNamespace(folder=lambda _vm: sockets, behind=lambda _vm: [])
+    monkeypatch.setattr(Serving, "streams", raising(NotFoundError("there is no storage pool")))
+
+    with pytest.raises(NotFoundError):
+        serving.dismiss(served.folder)
+    assert serving.read(served.folder) == served
+    monkeypatch.setattr(Serving, "streams", lambda _self: streams)
+    serving.dismiss(served.folder)
+    assert not served.folder.exists()
+    assert not sockets.exists()
+    serving.dismiss(served.folder)
+
+
+def test_a_server_that_a_vm_needs_is_not_dismissed(served):
+    served.streams().behind = lambda _vm: [Behind("root", "nbd")]
+
+    with pytest.raises(SourceError, match="VM db1 is there, and needs"):
+        serving.dismiss(served.folder)
+    assert serving.read(served.folder) == served
+
+
+def test_a_vm_that_is_not_there_any_more_is_started_once_and_told(served, monkeypatch):
+    tries = []
+
+    def start(vm):
+        tries.append(vm)
+        raise NotFoundError(f"VM {vm}: there is no such domain")
+
+    machine = SimpleNamespace(start=start, exists=lambda _vm: False)
+    monkeypatch.setattr(Serving, "machine", lambda _self: machine)
+    monkeypatch.setattr(serving, "ensure", lambda _what: None)
+
+    with pytest.raises(NotFoundError, match="no such domain"):
+        instant.power_on(served)
+    assert tries == ["db1"]
+    monkeypatch.setattr(serving, "ensure", raising(NotFoundError("there is no storage pool")))
+    with pytest.raises(NotFoundError, match="no storage pool"):
+        instant.power_on(served)
+    assert tries == ["db1"]
+
+
+def test_who_follows_a_vm_that_somebody_removes_is_not_told_that_all_is_there(served, monkeypatch):
+    monkeypatch.setattr(Serving, "machine", lambda _self: SimpleNamespace(exists=lambda _vm: False))
+    serving.forget(served.folder)  # as its server does
+
+    with pytest.raises(NotFoundError, match="VM db1 is not there any more"):
+        instant.follow(served, progress=lambda _size: None)
+
+
+@pytest.fixture
+def renamed(served):
+    """The fleet file, which has another name than when the VM was restored."""
+    path = Path(served.fleet)
+    path.write_text(FLEET.replace("fleet: lab", "fleet: other"))
+    return fleets.load(path)
+
+
+def test_what_is_served_is_found_when_its_fleet_is_given_another_name(served, renamed, monkeypatch):
+    ensured = []
+    monkeypatch.setattr(serving, "ensure", ensured.append)
+    served.streams().behind = lambda _vm: [Behind("root", "nbd")]
+    old = serving.read(state_folder("lab") / "serving/here/db1")
+    os.utime(old.folder / "serving.json", (0, 0))
+
+    assert instant.find(renamed, "db1") == old
+    assert serving.folder_of(renamed, "here", "db1") == old.folder
+    assert reap.reap(renamed) == []
+    assert [one.folder for one in ensured] == [old.folder]
+
+
+def test_what_another_fleet_serves_is_none_of_ours(served, tmp_path, request):
+    (tmp_path / "theirs.yaml").write_text(FLEET)
+    serving.write(replace(served, fleet=str(tmp_path / "theirs.yaml"), target="db2"))
+    renamed = request.getfixturevalue("renamed")
+
+    assert [one.target for one in serving.all_of(renamed)] == ["db1"]
 
 
 def raising(error):

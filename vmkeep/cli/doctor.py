@@ -252,11 +252,14 @@ def _orphans(file: FleetFile) -> Iterator[Check]:
 
 def _served(file: FleetFile) -> Iterator[Check]:
     """Check that VMs whose data streams in have their server."""
-    for one in serving.all_of(file.fleet.fleet):
+    strange: list[VmkeepError] = []
+    for one in serving.all_of(file, unreadable=strange.append):
         state = instant.state_of(one)
         good = state.server and not state.problem
         advice = "" if good else f": 'vmkeep stream {one.target}' goes on"
         yield Check(f"VM {one.target}", good=good, found=f"restored instantly; {state.sentence}{advice}")
+    for error in strange:
+        yield Check("server", good=False, found=str(error))
 
 
 def _repository(file: FleetFile, what: str) -> Check:

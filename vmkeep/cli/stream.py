@@ -7,17 +7,20 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from vmkeep.cli.console import err, out, print_json, print_table
+from vmkeep.cli.console import err, out, print_json, print_table, warn
 from vmkeep.operations import instant, serving
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vmkeep.fleet import FleetFile
+    from vmkeep.operations.serving import Serving
 
 
 def show(file: FleetFile, *, as_json: bool) -> None:
     """Print what has not streamed in yet, VM by VM."""
-    found = [(one, instant.state_of(one)) for one in serving.all_of(file.fleet.fleet)]
+    found = [(one, instant.state_of(one)) for one in _readable(file)]
     if as_json:
         print_json(
             [
@@ -41,6 +44,10 @@ def show(file: FleetFile, *, as_json: bool) -> None:
             one.target, f"{one.vm} {one.session}", ", ".join(state.disks) or "nothing", state.sentence
         )
     print_table(table)
+
+
+def _readable(file: FleetFile) -> Iterator[Serving]:
+    return serving.all_of(file, unreadable=lambda error: warn(str(error)))
 
 
 def follow(file: FleetFile, vm: str, *, bandwidth: int, start: bool, as_json: bool) -> None:

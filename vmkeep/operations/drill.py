@@ -63,5 +63,5 @@ def remove(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport
     hypervisor = run.hypervisor_of(name)
     hypervisor.remove(run.target(name), drill=run.drill)
     if f"serve {name}" in run.plan.steps:
-        serving.dismiss(serving.folder_of(run.file, name, run.target(name)))
+        serving.dismiss(serving.folder_of(run.file, run.file.fleet.vms[name].hypervisor, run.target(name)))
     return StepReport(f"{run.target(name)} removed")

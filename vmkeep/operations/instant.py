@@ -17,6 +17,7 @@ from vmkeep.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from vmkeep.fleet import FleetFile
     from vmkeep.operations.run import Run
@@ -46,7 +47,7 @@ def serve(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
         run=run.id,
         disks=tuple(refs),
     )
-    _replace_other(what)
+    _replace_other(what, serving.folder_of(run.file, what.hypervisor, target))
     serving.write(what)
     try:
         address = serving.ensure(what)
@@ -64,8 +65,9 @@ def serve(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
 def stream(run: Run, step: Step, progress: Callable[[int], None]) -> StepReport:
     """Let the data stream in behind the VM, and let its server go."""
     (name,) = step.vms
+    hypervisor = run.file.fleet.vms[name].hypervisor
     try:
-        what = serving.read(serving.folder_of(run.file, name, run.target(name)))
+        what = serving.read(serving.folder_of(run.file, hypervisor, run.target(name)))
     except NotFoundError:
         return StepReport("all of its data is there")
     written = follow(what, bandwidth=run.request.bandwidth, progress=progress, stop=run.cancelled)
@@ -88,6 +90,7 @@ def follow(
         stop: set when nobody wants to wait any more; what streams goes on by itself.
 
     Raises:
+        NotFoundError: the VM is not there any more.
         SourceError: the VM is powered off, or nobody wants to wait any more.
         TemporaryError: the server does not come up.
     """
@@ -106,7 +109,9 @@ def follow(
     except NotFoundError:
         if serving.is_noted(what.folder):
             raise
-        # The server saw to the rest, and went at whatever moment.
+        # The server saw to the rest, and went at whatever moment; also when somebody removed the VM.
+    if not what.machine().exists(what.target):
+        raise NotFoundError(f"VM {what.target} is not there any more: no data streams into it")
     return told
 
 
@@ -142,7 +147,11 @@ def find(file: FleetFile, target: str) -> Serving:
         NotFoundError: nothing: it has all of its data.
         InputError: two hypervisors have one of this name.
     """
-    found = [one for one in serving.all_of(file.fleet.fleet) if one.target == target]
+    found = []
+    for folder in serving.folders_of(file):
+        if folder.name == target:
+            with contextlib.suppress(NotFoundError):
+                found.append(serving.read(folder))
     if not found:
         raise NotFoundError(
             f"no data streams into VM {target}: it was not restored instantly, or all is there"
@@ -194,19 +203,26 @@ def size_of(what: Serving) -> int:
 
 
 def power_on(what: Serving) -> None:
-    """Start a VM whose data has not streamed in."""
-    with contextlib.suppress(NotFoundError):  # it has all of its data, and may be started by anybody
-        serving.ensure(what)
-        with serving.my_turn(what.folder):  # its server may have started it already
-            what.machine().start(what.target)
-            return
-    what.machine().start(what.target)
+    """Start a VM whose data has not streamed in.
+
+    Raises:
+        NotFoundError: it is not there any more.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            serving.ensure(what)
+            stack.enter_context(serving.my_turn(what.folder))  # its server may have started it already
+        except NotFoundError:
+            if serving.is_noted(what.folder):
+                raise
+            # It has all of its data, and may be started by anybody.
+        what.machine().start(what.target)
 
 
-def _replace_other(new: Serving) -> None:
+def _replace_other(new: Serving, folder: Path) -> None:
     """Let the server of an earlier restore go that this one replaces."""
     try:
-        old = serving.read(new.folder)
+        old = serving.read(folder)
     except NotFoundError:
         return
     if (old.run, old.session) != (new.run, new.session):

@@ -42,7 +42,7 @@ def begin(request: Request, *, suffix: str | None = None) -> Run:
             return _continued(Run.reopen(folder))
     request = chosen(file, request)
     plan, points = prepare(file.at(request.repository).on(request.hypervisor), request)
-    left = [*reap(file.fleet.fleet)]
+    left = [*reap(file)]
     if plan.operation in {"backup", "restore", "drill"}:
         left += orphans.clear(file)
     run = Run.begin(name, request, plan, points)

@@ -78,6 +78,6 @@ def _remove(file: FleetFile, hypervisor: str, driver: Hypervisor, one: Orphan) -
         driver.end_isolation(one.drill)
         return
     driver.remove(one.vm, drill=one.drill)
-    serving.dismiss(state_folder(file.fleet.fleet) / "serving" / hypervisor / one.vm)
+    serving.dismiss(serving.folder_of(file, hypervisor, one.vm))
     if driver.streams is not None:
         shutil.rmtree(driver.streams.folder(one.vm), ignore_errors=True)

@@ -15,24 +15,27 @@ from vmkeep.planning import Outcome, State, Verb
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmkeep.fleet import FleetFile
 
-def reap(fleet: str) -> list[str]:
+
+def reap(file: FleetFile) -> list[str]:
     """Undo what dead runs of a fleet left here, in guests and on hypervisors.
 
     Returns:
         One sentence for each thing that could not be undone now; the next call tries again.
     """
+    fleet = file.fleet.fleet
     scratch.reap()
     for ended in (state_folder(fleet) / "runs").glob(".*"):
         shutil.rmtree(ended, ignore_errors=True)
-    return [*(trouble for run in _dead(fleet) for trouble in _undo(run)), *_serve(fleet)]
+    return [*(trouble for run in _dead(fleet) for trouble in _undo(run)), *_serve(file)]
 
 
-def _serve(fleet: str) -> Iterator[str]:
+def _serve(file: FleetFile) -> Iterator[str]:
     """Start the servers again that VMs need and that were killed; let go what no VM needs."""
-    for gone in (state_folder(fleet) / "serving").glob("*/.*"):
-        shutil.rmtree(gone, ignore_errors=True)
-    for one in serving.all_of(fleet):
+    serving.clear(file)
+    strange: list[VmkeepError] = []
+    for one in serving.all_of(file, unreadable=strange.append):
         if serving.is_alive(one.folder) or serving.is_begun(one):
             continue
         try:
@@ -44,6 +47,7 @@ def _serve(fleet: str) -> Iterator[str]:
             continue  # its server has seen it through meanwhile
         except VmkeepError as error:
             yield f"VM {one.target} needs a server of its recovery point, and has none: {error}"
+    yield from map(str, strange)
 
 
 def _dead(fleet: str) -> Iterator[Run]:

@@ -143,5 +143,6 @@ def release(run: Run, step: Step, _progress: Callable[[int], None]) -> StepRepor
     for name in step.vms:
         run.close_files(name)
         if f"serve {name}" in run.plan.steps:
-            serving.abandon(serving.folder_of(run.file, name, run.target(name)), run.id)
+            hypervisor = run.file.fleet.vms[name].hypervisor
+            serving.abandon(serving.folder_of(run.file, hypervisor, run.target(name)), run.id)
     return StepReport("released")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks.nbd_server import serving as nbd_serving
-from vmkeep.errors import NotFoundError, VmkeepError
+from vmkeep.errors import VmkeepError
 from vmkeep.operations import repositories, served_point, serving
 from vmkeep.operations.mount import whole_disks
 from vmkeep.operations.taken import write_whole
@@ -130,9 +130,6 @@ def _needed(what: Serving, server: NbdServer, *, waited: float) -> bool:
     """Tell whether the VM needs the server, or may; let its data stream in if nobody else does."""
     try:
         noted = serving.read(what.folder)
-    except NotFoundError:
-        return False
-    try:
         if not noted.in_place and (waited < serving.ABANDONED_S or server.connections):
             return True
         streams = what.streams()
@@ -144,6 +141,8 @@ def _needed(what: Serving, server: NbdServer, *, waited: float) -> bool:
                 behind = streams.stream(what.target, bandwidth=noted.bandwidth)
             return bool(behind)
     except VmkeepError as error:
+        if not serving.is_noted(what.folder):
+            return False
         _log.warning("VM %s: %s", what.target, error)
         return True
 

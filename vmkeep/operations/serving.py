@@ -24,19 +24,28 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from vmkeep import fleet as fleets
-from vmkeep.errors import InputError, NotFoundError, SourceError, TemporaryError, VmkeepError
+from vmkeep.errors import (
+    InputError,
+    NotFoundError,
+    SourceError,
+    TemporaryError,
+    UnsupportedError,
+    VmkeepError,
+)
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories, served_point
 from vmkeep.operations.state import state_folder
 from vmkeep.operations.taken import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from vmkeep.fleet import FleetFile
     from vmkeep.hypervisors.base import Hypervisor, Streams
@@ -77,6 +86,7 @@ class Serving:
     """Of each disk, in bytes a second; 0: as fast as it goes."""
     kept_in: str = field(default="", compare=False)
     """The folder that it was read from: it stays the same when the fleet is given another name."""
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
 
     @property
     def file(self) -> FleetFile:
@@ -88,7 +98,7 @@ class Serving:
         """Where all of this is kept."""
         if self.kept_in:
             return Path(self.kept_in)
-        return state_folder(self.file.fleet.fleet) / "serving" / self.hypervisor / self.target
+        return _all_in(self.file.fleet.fleet) / self.hypervisor / self.target
 
     def machine(self) -> Hypervisor:
         """Return the driver of the hypervisor that runs the VM.
@@ -117,17 +127,54 @@ class Serving:
         return found
 
 
-def folder_of(file: FleetFile, vm: str, target: str) -> Path:
+_NOTES: Final = TypeAdapter(Serving)
+
+
+def folder_of(file: FleetFile, hypervisor: str, target: str) -> Path:
     """Return the folder of the server of a VM that is restored as *target*."""
-    return state_folder(file.fleet.fleet) / "serving" / file.fleet.vms[vm].hypervisor / target
+    for folder in folders_of(file):
+        if (folder.parent.name, folder.name) == (hypervisor, target):
+            return folder
+    return _all_in(file.fleet.fleet) / hypervisor / target
 
 
-def all_of(fleet: str) -> Iterator[Serving]:
-    """Yield what VMs of a fleet are served, or were when their server was killed."""
+def folders_of(file: FleetFile) -> Iterator[Path]:
+    """Yield the folders from which VMs of a fleet are served, also those of when it had another name."""
+    own = _all_in(file.fleet.fleet)
     # What begins with a dot is being removed.
-    for path in sorted((state_folder(fleet) / "serving").glob(f"*/[!.]*/{_NOTE}")):
-        with contextlib.suppress(NotFoundError):
-            yield read(path.parent)
+    for path in sorted(own.glob(f"*/[!.]*/{_NOTE}")):
+        yield path.parent
+    for path in sorted(own.parent.parent.glob(f"*/{own.name}/*/[!.]*/{_NOTE}")):
+        if not path.is_relative_to(own) and _names(path, file.path):
+            yield path.parent
+
+
+def _all_in(fleet: str) -> Path:
+    return state_folder(fleet) / "serving"
+
+
+def _names(note: Path, file: Path) -> bool:
+    """Tell whether a note, which may be of any version, is of this fleet file."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        return Path(json.loads(note.read_bytes())["fleet"]).samefile(file)
+    return False
+
+
+def all_of(file: FleetFile, *, unreadable: Callable[[VmkeepError], None] | None = None) -> Iterator[Serving]:
+    """Yield what VMs of a fleet are served, or were when their server was killed.
+
+    Args:
+        unreadable: told of each note that is not understood, which is passed over; by default it is an error.
+    """
+    for folder in folders_of(file):
+        try:
+            yield read(folder)
+        except NotFoundError:
+            continue
+        except UnsupportedError as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
 
 
 def read(folder: Path) -> Serving:
@@ -135,12 +182,22 @@ def read(folder: Path) -> Serving:
 
     Raises:
         NotFoundError: nothing.
+        UnsupportedError: its note is of another version of vmkeep.
     """
     try:
-        noted = json.loads((folder / _NOTE).read_bytes())
+        body = (folder / _NOTE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise _nothing(folder) from None
-    return Serving(**{**noted, "disks": tuple(noted["disks"]), "kept_in": str(folder)})
+    try:
+        noted = _NOTES.validate_json(body)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        what = ": ".join([*map(str, problem["loc"]), problem["msg"]])
+        raise UnsupportedError(
+            f"{folder / _NOTE} is not understood ({what}): a newer or older vmkeep wrote it. The server of "
+            f"VM {folder.name} goes on if it runs; use that vmkeep until the VM has all of its data"
+        ) from error
+    return replace(noted, kept_in=str(folder))
 
 
 def is_noted(folder: Path) -> bool:
@@ -283,11 +340,25 @@ def let_go(serving: Serving) -> None:
 
 
 def dismiss(folder: Path) -> None:
-    """Let a server go whose VM is gone for good, with all that is its; a second call does nothing."""
-    with contextlib.suppress(NotFoundError):
+    """Let a server go whose VM is gone for good, with all that is its; a second call does nothing.
+
+    When it fails, all is noted as before, and the next call does the rest.
+
+    Raises:
+        SourceError: the VM is there, and needs its server.
+    """
+    try:
         serving = read(folder)
-        let_go(serving)
-        shutil.rmtree(serving.streams().folder(serving.target), ignore_errors=True)
+    except NotFoundError:
+        return
+    streams = serving.streams()
+    if streams.behind(serving.target):
+        raise SourceError(
+            f"VM {serving.target} is there, and needs the server of its recovery point: nothing was let go"
+        )
+    end(folder)
+    shutil.rmtree(streams.folder(serving.target), ignore_errors=True)
+    let_go(serving)
 
 
 def abandon(folder: Path, run: str) -> None:
@@ -306,6 +377,12 @@ def forget(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+def clear(file: FleetFile) -> None:
+    """Remove what was killed while it removed a folder."""
+    for gone in _all_in(file.fleet.fleet).glob("*/.*"):
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def is_alive(folder: Path) -> bool:
