@@ -162,6 +162,20 @@ def test_damage_never_lets_an_older_state_be_restored_unasked(site):
     assert chosen(site.file, named).repository == "primary"
 
 
+def test_a_restore_from_a_copy_says_why_the_repository_was_not_used(site):
+    site.run("backup")
+    site.run("copy")
+    (site.folder / "key").rename(site.folder / "lost.key")
+
+    report = site.run("restore", targets=["db1"], overwrite=True)
+
+    assert report.exit_code == 0
+    assert report.trouble is not None
+    assert "restored from copy nas, which may be behind: primary could not be used: cannot read the key" in (
+        report.trouble
+    )
+
+
 def test_a_point_that_is_damaged_is_restored_from_a_copy(site):
     saved_twice(site)
     site.run("copy")

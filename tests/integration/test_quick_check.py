@@ -138,3 +138,10 @@ def test_what_was_not_compared_for_longest_comes_first_and_apart_from_what_was_r
     assert report.oldest == first
     assert 0 < day < 10
     assert Repository.open(store, KEY).scrub(share=0.01, now=first + timedelta(days=9)).oldest == first
+
+
+@pytest.mark.parametrize("more", [["db1"], ["--packs"], ["--point", "db1=2026"]])
+def test_what_a_quick_check_would_not_look_at_is_refused(site, more, capsys):
+    assert main(["verify", "--quick", "-f", str(site.path), *more]) == 2
+
+    assert "--quick" in capsys.readouterr().err

@@ -436,6 +436,25 @@ def test_all_that_is_stored_is_verified_and_damage_names_every_point(site):
     assert f"db1/filesystems.data of {old.session}: disk data" in str(damaged.errors["verify packs"])
 
 
+@pytest.mark.parametrize("name", ["../evil", "/evil", "-dash", "has space", ".", "x" * 64])
+def test_a_vm_is_restored_under_no_name_that_the_fleet_file_could_not_have(site, name):
+    site.run("backup", targets=["db1"])
+    before = sorted(path.relative_to(site.folder) for path in site.folder.rglob("*"))
+
+    with pytest.raises(InputError, match="names are letters, digits"):
+        prepare(site.file, site.request("restore", targets=["db1"], rename={"db1": name}, overwrite=True))
+
+    assert sorted(path.relative_to(site.folder) for path in site.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("rename", [{"db1": "both", "app1": "both"}, {"db1": "app1"}])
+def test_two_vms_are_never_restored_over_each_other(site, rename):
+    site.run("backup")
+
+    with pytest.raises(InputError, match="db1 and app1 would both be restored as"):
+        prepare(site.file, site.request("restore", rename=rename, overwrite=True))
+
+
 def test_a_damaged_point_costs_nothing_but_itself(site):
     for seed in ("first", "second", "third"):
         site.write("db1", seed=seed)

@@ -1,14 +1,16 @@
 """A recovery point that is held is not forgotten, by nobody, and nothing it needs is deleted."""
 
 import random
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vmkeep.errors import ConflictError, NotFoundError
+from vmkeep.errors import ConflictError, InputError, NotFoundError
 from vmkeep.operations import holds as operation
-from vmkeep.repository import Repository
+from vmkeep.repository import Repository, layout, sealed
 from vmkeep.repository.forgotten import forget as put_tombstone
+from vmkeep.repository.records import to_json
 from vmkeep.repository.roles import ROLES
 from vmkeep.stores import MemoryStore
 from vmkeep.testing.faults import FaultyStore
@@ -17,7 +19,17 @@ from vmkeep.testing.roles import RestrictedStore
 
 OLD = {"root": random.Random(1).randbytes(20 * CHUNK)}
 NEW = {"root": random.Random(2).randbytes(20 * CHUNK)}
-YESTERDAY = datetime.now(UTC) - timedelta(days=1)
+
+
+def over(repository, point, name):
+    """Hold a point until a moment that has passed, as if that had been done in time."""
+    made = repository.hold(
+        point, name=name, reason="for a while", until=datetime.now(UTC) + timedelta(days=1)
+    )
+    past = replace(made, id=made.id[:-1] + "f", until="2026-01-01T00:00:00+00:00")
+    key = layout.hold(point.session, past.id)
+    repository.store.put_if_absent(key, sealed.seal(repository.keys, "hold", key, to_json(asdict(past))))
+    repository.release(made, "only one of them")
 
 
 @pytest.fixture
@@ -61,7 +73,7 @@ def test_what_is_released_is_forgotten_like_any_other(repository, points):
 
 
 def test_a_hold_that_is_over_keeps_nothing(repository, points):
-    repository.hold(points[0], name="audit", reason="a year", until=YESTERDAY)
+    over(repository, points[0], "audit")
 
     again(repository).forget(points[0], "retention")
 
@@ -122,6 +134,43 @@ def test_a_name_can_be_used_again_once_it_is_released(repository, points):
     repository.hold(points[0], name="case 7", reason="again")
 
     assert [one.reason for one in repository.holds(points[0])] == ["again"]
+
+
+def test_all_holds_of_a_name_are_released_also_one_that_is_over(repository, points):
+    over(repository, points[0], "case 7")
+    repository.hold(points[0], name="case 7", reason="longer")
+
+    operation.unhold(repository, points[0], "case 7", "closed")
+
+    assert repository.holds(points[0]) == []
+    assert operation.held_as(repository) == {}
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"name": " ", "reason": "why"}, "needs a name"),
+        ({"name": "a", "reason": "why", "until": datetime(2026, 1, 1, tzinfo=UTC)}, "would be over already"),
+    ],
+)
+def test_a_hold_that_could_not_hold_or_be_released_is_refused(repository, points, how, told):
+    with pytest.raises(InputError, match=told):
+        repository.hold(points[0], **how)
+
+    assert repository.holds() == []
+
+
+def test_a_hold_that_is_damaged_holds_until_it_is_released(store, repository, points):
+    made = repository.hold(points[0], name="case 7", reason="the auditors")
+    key = layout.hold(points[0].session, made.id)
+    store.delete(key)
+    store.put_if_absent(key, b"rubbish of some length that is no sealed object")
+
+    with pytest.raises(ConflictError, match=f"--name damaged-{made.id}"):
+        again(repository).forget(points[0], "retention")
+
+    operation.unhold(repository, points[0], f"damaged-{made.id}", "nobody knows it")
+    again(repository).forget(points[0], "retention")
 
 
 def test_an_unknown_hold_is_told_with_those_there_are(repository, points):

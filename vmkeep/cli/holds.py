@@ -32,6 +32,7 @@ def hold(  # noqa: PLR0913  (each is an option)
         place: the copy of the repository.
         until: local time unless it has a zone.
     """
+    until = None if until is None else until.astimezone()
     with repositories.open_repository(load(path, place)) as repository:
         made = repository.hold(repository.point(vm, session), name=name, reason=reason, until=until)
     if as_json:

@@ -9,6 +9,11 @@ from typing import Annotated
 import typer
 
 FLEET_FILE = Path("fleet.yaml")
+TIMES = [
+    "%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S%z",
+]  # fmt: skip
+"""How a time may be typed."""
 
 Fleet = Annotated[
     Path,

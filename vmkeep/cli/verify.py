@@ -32,6 +32,18 @@ def request_of(fleet: Path, targets: tuple[str, ...], points: tuple[str, ...], s
     )
 
 
+def require_nothing_else(*, named: bool, packs: bool) -> None:
+    """Refuse what `--quick` would not look at.
+
+    Raises:
+        InputError: something of it was said.
+    """
+    if named:
+        raise InputError("--quick looks at all packs, whoever's they are: name no VM and no recovery point")
+    if packs:
+        raise InputError("say either --quick, which reads nothing, or --packs, which reads all of it")
+
+
 def quick(fleet: Path, place: str | None, share: str, *, as_json: bool) -> None:
     """Check that every pack is there, as long as it should be, and has its checksum if the store knows it.
 

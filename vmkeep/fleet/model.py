@@ -6,6 +6,7 @@ what a driver supports) is checked in `vmkeep.fleet.rules`.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, Literal
@@ -112,7 +113,16 @@ Limit = Annotated[
         }
     ),
 ]
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+NAMES: Final = "names are letters, digits, '.', '_' and '-', 63 at most, and begin with a letter or digit"
+Name = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$")]
+
+
+def is_name(text: str) -> bool:
+    """Tell whether the fleet file could call something so."""
+    return re.fullmatch(_NAME, text) is not None
+
+
 GuestPath = Annotated[PurePosixPath, AfterValidator(_absolute)]
 
 

@@ -93,7 +93,7 @@ def _narrowed(fleet: Fleet, chosen: Mapping[str, set[str]], components: Sequence
     known = {name for vm in fleet.vms.values() for name in topology.component_names(vm)}
     for component in components:
         if component not in set(Kind) and component not in known:
-            hint = suggestion(component, [*Kind, *sorted(known)])
+            hint = suggestion(component, dict.fromkeys([*Kind, *sorted(known)]))
             raise InputError(f"there is no component or kind {component!r} in fleet {fleet.fleet}{hint}")
     kept: dict[str, tuple[str, ...]] = {}
     for name, vm in fleet.vms.items():

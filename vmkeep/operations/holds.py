@@ -24,16 +24,17 @@ def held_as(repository: Repository, now: datetime | None = None) -> dict[str, li
 
 
 def unhold(repository: Repository, point: Point, name: str, reason: str) -> Hold:
-    """Release the hold of that name, and return it.
+    """Release all holds of that name, also those that are over, and return the newest.
 
     Raises:
         NotFoundError: there is none.
     """
     there = repository.holds(point)
-    for hold in there:
-        if hold.name == name:
-            repository.release(hold, reason)
-            return hold
+    named = [hold for hold in there if hold.name == name]
+    for hold in named:  # two machines may have held it at once
+        repository.release(hold, reason)
+    if named:
+        return named[-1]
     names = ", ".join(repr(hold.name) for hold in there) or "nothing"
     raise NotFoundError(
         f"recovery point {point.session} of {point.vm} is not held as {name!r}: it has {names}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vmkeep.errors import InputError, NotFoundError
+from vmkeep.fleet.model import NAMES, is_name
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.units import exact_size, parse_size
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from vmkeep.fleet.model import HypervisorConfig
     from vmkeep.hypervisors.base import Found
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _LIKE: Final = {"cpus": 1, "memory": "1GiB", "firmware": "bios", "networks": [], "iso": None}
 """What a VM is when neither it nor the defaults say anything. See: `vmkeep.fleet.model.VM`."""
 
@@ -88,11 +87,11 @@ def _problem(one: Found, declared: Collection[str]) -> str:
     name = one.definition.name
     if name in declared:
         return f"VM {name} is in the fleet file already: 'vmkeep configure {name}' compares it"
-    if not _NAME.fullmatch(name):
-        return f"VM {name}: names are letters, digits, '.', '_' and '-', 63 at most: rename it first"
-    strange = [disk.name for disk in one.definition.disks if not _NAME.fullmatch(disk.name)]
+    if not is_name(name):
+        return f"VM {name}: rename it first: {NAMES}"
+    strange = [disk.name for disk in one.definition.disks if not is_name(disk.name)]
     if strange:
-        return f"VM {name}: disk {strange[0]}: rename the image: letters, digits, '.', '_' and '-'"
+        return f"VM {name}: disk {strange[0]}: rename the image: {NAMES}"
     return one.remark
 
 

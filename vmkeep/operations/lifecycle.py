@@ -40,9 +40,10 @@ def begin(request: Request, *, suffix: str | None = None) -> Run:
     if suffix is not None:
         for folder in (state_folder(file.fleet.fleet) / "runs").glob(f"*-{suffix}"):
             return _continued(Run.reopen(folder))
-    request = chosen(file, request)
+    doubts: list[str] = []
+    request = chosen(file, request, doubts.append)
     plan, points = prepare(file.at(request.repository).on(request.hypervisor), request)
-    left = [*reap(file)]
+    left = [*doubts, *reap(file)]
     if plan.operation in {"backup", "restore", "drill"}:
         left += orphans.clear(file)
     run = Run.begin(name, request, plan, points)

@@ -9,7 +9,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from vmkeep.errors import VmkeepError
+from vmkeep.errors import NotFoundError, VmkeepError
 from vmkeep.fleet import BEST, PRIMARY
 from vmkeep.operations import repositories
 from vmkeep.operations.choose import newest_readable, require_newest
@@ -17,7 +17,7 @@ from vmkeep.operations.prepare import selected
 from vmkeep.repository.copy import origin
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from vmkeep.fleet import FleetFile
     from vmkeep.fleet.model import Place
@@ -29,8 +29,11 @@ _HERE, _NEAR, _FAR = range(3)
 _LOCAL: Final = ("localhost", "host.docker.internal")
 
 
-def chosen(file: FleetFile, request: Request) -> Request:
+def chosen(file: FleetFile, request: Request, told: Callable[[str], None] = lambda _doubt: None) -> Request:
     """Return *request* with the repository that it reads, if it is a restore and may choose.
+
+    Args:
+        told: of what could not be looked into when a copy is read instead: it may have had a newer state.
 
     Raises:
         VmkeepError: what the repository itself is lacking, when no copy can be used either.
@@ -42,14 +45,14 @@ def chosen(file: FleetFile, request: Request) -> Request:
         return request
     found: dict[str, dict[str, Point]] = {}
     damaged: list[Damaged] = []
-    problems: list[VmkeepError] = []
+    problems: dict[str, VmkeepError] = {}
     for name in names:
         try:
             found[name] = _points(file.at(name), request, damaged)
         except VmkeepError as error:
-            problems.append(error)
+            problems[name] = error
     if not found:
-        raise problems[0]
+        raise problems[PRIMARY]
     states = {name: _state(points) for name, points in found.items()}
     newest = max(states.values())
     best = min(
@@ -57,6 +60,9 @@ def chosen(file: FleetFile, request: Request) -> Request:
         key=lambda name: distance(file.at(name).fleet.repository),
     )
     require_newest(found[best], damaged)
+    for name, problem in problems.items() if PRIMARY in problems else ():
+        if not (request.points and isinstance(problem, NotFoundError)):
+            told(f"restored from copy {best}, which may be behind: {name} could not be used: {problem}")
     return request.model_copy(update={"repository": best})
 
 

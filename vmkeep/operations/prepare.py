@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep import fleet as fleets
 from vmkeep.errors import InputError, NotFoundError, UnsupportedError
-from vmkeep.fleet.model import Kind
+from vmkeep.fleet.model import NAMES, Kind, is_name
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.choose import choose_points
@@ -112,9 +112,7 @@ def _held(saved: SavedComponent) -> int:
 
 
 def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[Plan, dict[str, str]]:
-    unknown = set(request.rename) - set(selection.vms)
-    if unknown:
-        raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
+    _require_names(selection, request.rename)
     instantly = request.instant and request.operation == "restore"
     if request.disks and (request.instant or request.networks or request.storage or request.hypervisor):
         raise InputError(
@@ -155,6 +153,27 @@ def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[P
             raise InputError(f"--disk restores into a VM that exists, and {name} does not: restore all of it")
     created = () if request.disks else None
     return plan_restore(file.fleet, written, known, create=created, instant=request.instant), points
+
+
+def _require_names(selection: Selection, rename: Mapping[str, str]) -> None:
+    """Check that each VM is restored under a name of its own, which can be one.
+
+    Raises:
+        InputError: it is not; two VMs would be written over each other, or one outside of its place.
+    """
+    unknown = set(rename) - set(selection.vms)
+    if unknown:
+        raise InputError(f"--as names {', '.join(sorted(unknown))}, which is not restored")
+    there: dict[str, str] = {}
+    for vm in selection.vms:
+        name = rename.get(vm, vm)
+        if not is_name(name):
+            raise InputError(f"--as {vm}={name}: {NAMES}")
+        if name in there:
+            raise InputError(
+                f"{there[name]} and {vm} would both be restored as {name}: give each its own --as"
+            )
+        there[name] = vm
 
 
 def _with_disks(

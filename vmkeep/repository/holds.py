@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from vmkeep.errors import ConflictError, IntegrityError, NotFoundError
+from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
 from vmkeep.repository.forgotten import prevent
 from vmkeep.repository.records import from_json, to_json
@@ -63,10 +63,17 @@ def hold(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
     """Hold a recovery point.
 
     Raises:
+        InputError: the hold has no name, or would be over already.
         ConflictError: it is held under this name already.
         NotFoundError: it was forgotten.
     """
     now = datetime.now(UTC)
+    if not name.strip():
+        raise InputError("a hold needs a name, such as the number of a case: it is released by it")
+    if until is not None and until <= now:
+        raise InputError(
+            f"a hold until {until.astimezone(UTC).isoformat(timespec='seconds')} would be over already"
+        )
     if any(one.name == name and one.active(now) for one in holds(store, keys, session)):
         raise ConflictError(f"recovery point {session} of {vm} is held as {name!r} already")
     new = Hold(
@@ -84,17 +91,12 @@ def hold(  # noqa: PLR0913  (each is a keyword, and none belongs to another)
 def holds(store: Store, keys: Keys, session: str | None = None) -> list[Hold]:
     """Return the holds that are not released, of one recovery point or of all; also those that are over.
 
-    Raises:
-        IntegrityError: one is damaged.
+    One that is damaged holds, too: nobody knows why, or until when. Its name says that, and releases it.
     """
     found = []
     for key in _standing(store, layout.HOLDS if session is None else layout.hold(session, "")):
         with contextlib.suppress(NotFoundError):
-            record = from_json(sealed.unseal(keys, _KIND, key, store.get(key)), key)
-            try:
-                found.append(Hold(**{name: record[name] for name in Hold.__dataclass_fields__}))
-            except KeyError as error:
-                raise IntegrityError(f"{key} is malformed: it has no {error}") from error
+            found.append(_read(keys, key, store.get(key)))
     return found
 
 
@@ -103,6 +105,16 @@ def release(store: Store, keys: Keys, hold_: Hold, reason: str) -> None:
     key = layout.hold(hold_.session, f"{hold_.id}{layout.RELEASED}")
     record = {"reason": reason, "when": datetime.now(UTC).isoformat(timespec="seconds")}
     store.put_if_absent(key, sealed.seal(keys, _RELEASE, key, to_json(record)))
+
+
+def _read(keys: Keys, key: str, body: bytes) -> Hold:
+    session, _, number = key.removeprefix(layout.HOLDS).partition("/")
+    try:
+        record = from_json(sealed.unseal(keys, _KIND, key, body), key)
+        return Hold(**{name: record[name] for name in Hold.__dataclass_fields__})
+    except (IntegrityError, KeyError) as error:
+        why = str(error) if isinstance(error, IntegrityError) else f"{key} is malformed: it has no {error}"
+        return Hold(number, "", session, f"damaged-{number}", why, "")
 
 
 def _standing(store: Store, prefix: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -339,6 +340,7 @@ class Repository:
         """Let a recovery point not be forgotten until the hold is released, or over.
 
         Raises:
+            InputError: the hold has no name, or would be over already.
             ConflictError: it is held under this name already.
             NotFoundError: it was forgotten.
         """
@@ -369,7 +371,7 @@ class Repository:
                 if one.active(datetime.now(UTC)):
                     raise ConflictError(
                         f"recovery point {point.session} of {point.vm} is held as {one}; it is not forgotten "
-                        f"before 'vmkeep unhold {point.vm} {point.session} --name {one.name}'"
+                        f"before 'vmkeep unhold {point.vm} {point.session} --name {shlex.quote(one.name)}'"
                     )
 
         forget(self.store, self.keys, vm=point.vm, session=point.session, reason=reason, check=check)

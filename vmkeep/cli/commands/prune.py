@@ -56,8 +56,9 @@ def hold(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an option
         datetime | None,
         typer.Option(
             metavar="TIME",
-            formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S%z"],
-            help="The hold is over then; by default it lasts until it is released.",
+            formats=options.TIMES,
+            help="The hold is over then; by default it lasts until it is released. Local time "
+            "unless it has a zone.",
         ),
     ] = None,
     fleet: options.Fleet = options.FLEET_FILE,

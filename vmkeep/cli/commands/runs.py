@@ -15,8 +15,7 @@ At = Annotated[
     datetime | None,
     typer.Option(
         metavar="TIME",
-        formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S",
-                 "%Y-%m-%dT%H:%M:%S%z"],
+        formats=options.TIMES,
         help="As it was at this time: nothing taken later is used. Local time unless it has a zone.",
     ),
 ]  # fmt: skip
@@ -238,6 +237,7 @@ def verify(  # noqa: PLR0913  (each is an option)
     from vmkeep.cli.runs import Mode, carry_out
 
     if quick:
+        checks.require_nothing_else(named=bool(targets or point), packs=packs)
         checks.quick(fleet, repository, share, as_json=json)
         return
     request = checks.request_of(fleet, tuple(targets or ()), tuple(point or ()), share)
