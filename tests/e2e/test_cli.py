@@ -267,6 +267,22 @@ def test_a_whole_disk_is_exported_as_tar(saved, tmp_path):
         assert archive.extractfile("srv/exports/plain.txt").read() == b"just text\n"
 
 
+def test_an_archive_is_there_completely_or_as_it_was(saved, tmp_path):
+    old, fresh = tmp_path / "old.tar", tmp_path / "new.tar"
+    old.write_bytes(b"the last good one")
+
+    assert saved("restore", "app1/nothing", "--tar", str(fresh)) == 2
+    assert saved("restore", "app1/os", "--tar", str(old), "--overwrite", "--point", "app1=19") == 1
+    assert saved("restore", "app1/os", "--tar", str(old)) == 2
+    assert saved("restore", "app1/os", "--tar", "-", "--json") == 2
+
+    assert old.read_bytes() == b"the last good one"
+    assert [path.name for path in tmp_path.glob("*.tar*")] == ["old.tar"]
+    assert saved("restore", "app1/os", "--tar", str(old), "--overwrite") == 0
+    with tarfile.open(old) as archive:
+        assert archive.extractfile("srv/exports/plain.txt").read() == b"just text\n"
+
+
 def test_a_single_file_is_restored_without_owners(saved, tmp_path):
     code = saved(
         "restore", "db1/filesystems.exports", "--to", str(tmp_path / "found"),

@@ -69,6 +69,32 @@ def test_what_is_missing_is_added_and_all_else_stays_as_it_was(lab):
     assert [disk.name for disk in fleets.load("fleet.yaml").fleet.vms["web1"].disks] == ["logs", "root"]
 
 
+def test_folders_are_meant_from_where_one_is_and_written_as_seen_from_the_file(lab, tmp_path):
+    for name, seen in (("2026", "images"), ("below/büro", str(tmp_path / "images"))):
+        assert lab(f"import -f {name}.yaml --images images")[0] == 0
+
+        found = fleets.load(Path(f"{name}.yaml"))
+        assert str(found.fleet.hypervisors["here"].path) == seen
+        assert lab(f"backup db1 -f {name}.yaml --direct")[0] == 6  # no key yet: the file itself is sound
+    assert lab("import -f third.yaml --images image")[0] == 2
+    assert not Path("third.yaml").exists()
+
+
+def test_nothing_is_called_written_that_could_not_be(lab, monkeypatch):
+    Path("fleet.yaml").write_text(FLEET)
+    monkeypatch.setattr(Path, "replace", refuse)
+
+    code, out, errors = lab("import --json")
+
+    assert (code, out) == (6, "")
+    assert "cannot write fleet.yaml" in errors
+    assert Path("fleet.yaml").read_text() == FLEET
+
+
+def refuse(*_):
+    raise OSError(28, "No space left on device")
+
+
 def test_a_dry_run_writes_nothing(lab):
     Path("fleet.yaml").write_text(FLEET)
 

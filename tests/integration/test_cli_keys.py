@@ -139,3 +139,15 @@ def test_what_was_stored_before_is_encrypted_again(site, vmkeep):
     assert (code, done["left"]) == (0, 0)
     assert done["rewritten"] > 0
     assert site.run("restore", overwrite=True).exit_code == 0
+
+
+def test_keys_are_listed_although_the_record_of_their_epoch_is_damaged(site, vmkeep):
+    assert vmkeep("key", "rotate")[0] == 0
+    (record,) = (site.folder / "repository" / "keys" / "epochs").iterdir()
+    record.chmod(0o600)
+    record.write_bytes(record.read_bytes().replace(b"begun", b"began"))
+
+    code, out, _ = vmkeep("key", "list")
+
+    assert code == 0
+    assert "data epoch 2, since" in out

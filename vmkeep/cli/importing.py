@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,8 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from vmkeep import fleet as fleets
 from vmkeep.cli.console import out, print_json, warn
 from vmkeep.cli.edit import edit, flow_map, inline
-from vmkeep.errors import AccessError, InputError, NotFoundError
+from vmkeep.cli.new_file import write_text
+from vmkeep.errors import InputError, NotFoundError
 from vmkeep.fleet.model import ImagesHypervisor, LibvirtHypervisor
 from vmkeep.operations.imported import Imported, find
 
@@ -31,7 +33,7 @@ fleet: {fleet}
 
 repository:
   store: ./backups            # a path (a disk, an NFS mount), or s3://BUCKET/PREFIX
-  key: {{file: ./{fleet}.key}}  # the key itself never stands here
+  key: {{file: ./{file}.key}}  # the key itself never stands here
   retention: {{last: 3, daily: 7, weekly: 5, monthly: 12}}
 
 hypervisors: {{here: {hypervisor}}}
@@ -67,17 +69,15 @@ def import_vms(path: Path, names: Sequence[str], where: Where, *, dry_run: bool,
             raise InputError(f"{path} names its hypervisors itself: say one of them with --hypervisor")
         found = _in_fleet(path, names, where.hypervisor)
         text = _as_yaml(found)
-    if as_json:
-        print_json({"vms": found.vms, "left_out": found.left_out, "written": bool(found.vms and not dry_run)})
     for problem in found.left_out.values():
         warn(problem)
-    if not found.vms:
-        if not as_json:
-            out().print("there is no VM to import", markup=False)
-        return
-    if not dry_run:
-        _write_new(path, text) if fresh else edit(path, lambda document: _add(document, found))
-    if not as_json:
+    if found.vms and not dry_run:
+        write_text(path, text) if fresh else edit(path, lambda document: _add(document, found))
+    if as_json:
+        print_json({"vms": found.vms, "left_out": found.left_out, "written": bool(found.vms and not dry_run)})
+    elif not found.vms:
+        out().print("there is no VM to import", markup=False)
+    else:
         out().print(text, markup=False, highlight=False, end="")
         if not dry_run:
             count = f"{len(found.vms)} VM{'s' if len(found.vms) > 1 else ''}"
@@ -93,7 +93,21 @@ def _config(path: Path, uri: str | None, images: Path | None) -> HypervisorConfi
         )
     if uri is not None:
         return LibvirtHypervisor(driver="libvirt", uri=uri)
-    return ImagesHypervisor.model_validate({"driver": "images", "path": images})
+    return ImagesHypervisor.model_validate({"driver": "images", "path": _seen_from(path, images)})
+
+
+def _seen_from(path: Path, images: Path | None) -> Path | None:
+    """Return the folder as the fleet file is to name it: as it was typed, if the two lie together.
+
+    Raises:
+        InputError: it is no folder.
+    """
+    if images is None:
+        return None
+    folder, base = images.expanduser().absolute(), path.absolute().parent
+    if not folder.is_dir():
+        raise InputError(f"--images {images}: there is no such folder")
+    return folder.relative_to(base) if folder.is_relative_to(base) else folder
 
 
 def _in_fleet(path: Path, names: Sequence[str], hypervisor: str | None) -> Imported:
@@ -111,23 +125,19 @@ def _in_fleet(path: Path, names: Sequence[str], hypervisor: str | None) -> Impor
 
 def _new_file(path: Path, config: HypervisorConfig, found: Imported) -> str:
     said = {key: str(value) for key, value in config.model_dump(exclude_unset=True).items()}
-    name = (
-        "".join(letter for letter in path.stem if letter.isalnum() or letter in "._-").lstrip("._-")
-        or "fleet"
-    )
-    text = _NEW.format(fleet=name, hypervisor=json.dumps(said)) + _indented(_as_yaml(found))
+    name = _fleet_name(path.stem)
+    said_so = name if YAML(typ="safe").load(name) == name else json.dumps(name)  # 2026 would be a number
+    text = _NEW.format(fleet=said_so, file=name, hypervisor=json.dumps(said)) + _indented(_as_yaml(found))
     if found.vms:
         fleets.loads(text, path=path)  # what is written is valid, or all its problems are told
     return text
 
 
-def _write_new(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise AccessError(f"cannot write {path}: {error.strerror}") from error
+def _fleet_name(stem: str) -> str:
+    """Return the part of a file's name that can name a fleet."""
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    name = "".join(letter for letter in plain if letter.isalnum() or letter in "._-").lstrip("._-")
+    return name[:63] or "fleet"
 
 
 def _add(document: CommentedMap, found: Imported) -> None:

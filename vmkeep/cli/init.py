@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmkeep.cli.console import out, print_json, warn
 from vmkeep.cli.fleet_file import load
-from vmkeep.errors import AccessError
+from vmkeep.cli.new_file import write_text
 from vmkeep.fleet.template import template
 from vmkeep.operations import repositories
 from vmkeep.repository import Repository, generate_key_file, layout
@@ -40,12 +40,7 @@ def has_repository(store: Store) -> bool:
 
 
 def _fleet_file(path: Path) -> dict[str, str]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(template())
-    except OSError as error:
-        raise AccessError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, template())
     message = (
         f"wrote {path}: a fleet file to start from.\n"
         "Say in it what you have, check it with 'vmkeep validate', then call 'vmkeep init' again."

@@ -12,7 +12,7 @@ from rich.text import Text
 from vmkeep.cli.console import local_time, out, print_json, print_table, warn
 from vmkeep.cli.secret import Given, ask
 from vmkeep.operations import repositories
-from vmkeep.repository import Repository, epochs, generate_key_file, list_slots
+from vmkeep.repository import Repository, generate_key_file, list_slots, newest_epoch
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def list_all(file: FleetFile, *, as_json: bool) -> None:
     """Print the key slots; needs no key."""
     store = repositories.store_of(file)
     try:
-        slots = list_slots(store)
-        epoch, _ = epochs.newest(store)
+        slots, epoch = list_slots(store), newest_epoch(store)
     finally:
         store.close()
     if as_json:

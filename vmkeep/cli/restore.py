@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from vmkeep.cli.console import err, out, print_json
 from vmkeep.cli.fleet_file import load
-from vmkeep.errors import AccessError, InputError
+from vmkeep.cli.new_file import new_file
+from vmkeep.errors import InputError
 from vmkeep.fleet.model import parse_rate
 from vmkeep.operations import files, repositories
 from vmkeep.operations.request import Request, parse_pairs
@@ -106,6 +107,10 @@ def restore_files(choice: Choice, request: Request, *, as_json: bool) -> None:
         where = str(choice.folder)
     else:
         where = str(choice.tar)
+        if where == "-" and as_json:
+            raise InputError(
+                "--tar - prints the archive where --json would print: say a file, or leave --json out"
+            )
         with _archive(choice) as archive:
             report = files.as_tar(request, archive)
     if as_json:
@@ -121,12 +126,7 @@ def restore_files(choice: Choice, request: Request, *, as_json: bool) -> None:
 def _archive(choice: Choice) -> AbstractContextManager[IO[bytes]]:
     if choice.tar is None or str(choice.tar) == "-":
         return nullcontext(sys.stdout.buffer)
-    try:
-        return choice.tar.open("wb" if choice.overwrite else "xb")
-    except FileExistsError:
-        raise InputError(f"{choice.tar} exists: say --overwrite, or another name") from None
-    except OSError as error:
-        raise AccessError(f"cannot write {choice.tar}: {error.strerror}") from error
+    return new_file(choice.tar, overwrite=choice.overwrite)
 
 
 def _check(choice: Choice) -> None:

@@ -17,7 +17,7 @@ from vmkeep.repository.secret import (
     read_key_variable,
 )
 from vmkeep.repository.session import Session
-from vmkeep.repository.slots import Slot, list_slots
+from vmkeep.repository.slots import Slot, list_slots, newest_epoch
 from vmkeep.repository.verify import Damage, Place, VerifyReport
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "VerifyReport",
     "generate_key_file",
     "list_slots",
+    "newest_epoch",
     "parse_secret",
     "read_key_file",
     "read_key_variable",

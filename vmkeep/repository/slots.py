@@ -111,6 +111,11 @@ def list_slots(store: Store) -> list[Slot]:
     return [_described(ring, name) for name in ring.names]
 
 
+def newest_epoch(store: Store) -> Epoch:
+    """Return the epoch that the slots belong to, also where its record is lost or damaged."""
+    return Keyring.of(store).epoch
+
+
 def unlock(store: Store, secret: Opener, slot: str | None, format_object: bytes) -> tuple[bytes, ...]:
     """Return the master keys of all epochs, from the slot named, or from any that *secret* opens.
 
