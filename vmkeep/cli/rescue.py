@@ -11,9 +11,11 @@ from vmkeep.cli import points, show
 from vmkeep.cli.console import err, local_time, out, print_json, warn
 from vmkeep.cli.secret import ask
 from vmkeep.errors import InputError, IntegrityError, NotFoundError
+from vmkeep.operations import extract
 from vmkeep.operations import rescue as operation
 from vmkeep.repository import Repository
 from vmkeep.stores import S3Options, open_store
+from vmkeep.units import format_size
 
 if TYPE_CHECKING:
     from vmkeep.cli.secret import Given
@@ -54,9 +56,20 @@ class Which:
     """The recovery points to restore."""
 
     vm: str | None
-    """By default all."""
+    """By default all. Where files are restored alone, also one component of a VM: `vm/kind.name`."""
     session: str | None
     """By default the newest complete one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Which files are restored alone, and how."""
+
+    paths: tuple[str, ...]
+    """By default all."""
+    owners: bool
+    kernel_mounts: bool
+    """Whether this host's kernel may open file systems that nothing else can."""
 
 
 def list_points(source: Source, vm: str | None, *, as_json: bool) -> None:
@@ -98,16 +111,55 @@ def restore(source: Source, which: Which, folder: Path, how: How, *, as_json: bo
         raise IntegrityError("not restored:\n" + "\n".join(failed))
 
 
+def restore_files(source: Source, which: Which, folder: Path, wanted: Files, *, as_json: bool) -> None:
+    """Restore files of one VM, or of one component of it, under their paths in the guest.
+
+    Raises:
+        InputError: no VM was named, or not from which of its components.
+        NotFoundError: the recovery point does not have what is wanted.
+    """
+    if which.vm is None:
+        raise InputError("say of which VM or component: vmkeep rescue STORE restore db1/os --path P")
+    vm, _, part = which.vm.partition("/")
+    with source.open() as repository:
+        point = _point(repository, vm, which.session, part=part)
+        with repository.reading(point):
+            found = extract.source(
+                repository,
+                point,
+                [part] if part else [],
+                single=bool(wanted.paths),
+                kernel_mounts=wanted.kernel_mounts,
+            )
+            size = 0
+
+            def count(more: int) -> None:
+                nonlocal size
+                size += more
+
+            extract.into_folder(found, folder, paths=wanted.paths, owners=wanted.owners, progress=count)
+    if as_json:
+        print_json(
+            {
+                "vm": vm, "session": point.session, "components": list(found.components),
+                "size": size, "to": str(folder),
+            }
+        )  # fmt: skip
+        return
+    what = f"{', '.join(found.components)} of {vm}, recovery point {point.session}"
+    out().print(f"restored {what}: {folder} ({format_size(size)})", markup=False)
+
+
 def _kms_key(key: str) -> Opener:
     from vmkeep.repository.kms import KmsKey  # noqa: PLC0415  (boto3 takes 0.3 s to import)
 
     return KmsKey(key)
 
 
-def _point(repository: Repository, vm: str, session: str | None) -> Point:
+def _point(repository: Repository, vm: str, session: str | None, *, part: str = "") -> Point:
     if session is not None:
         return repository.point(vm, session)
-    return operation.newest(repository, vm, damaged=warn)
+    return operation.newest(repository, vm, damaged=warn, part=part)
 
 
 def _tell(component: str) -> None:

@@ -78,7 +78,7 @@ def request_of(choice: Choice, fleet: Path, repository: str | None) -> Request:
         dependencies=choice.dependencies,
         repository=repository,
     )
-    return request if choice.run is None else _of_run(request, choice.run)
+    return request if choice.run is None else _of_run(request, choice.run, of_files=choice.of_files)
 
 
 def rate(text: str | None) -> int:
@@ -148,8 +148,9 @@ def _check(choice: Choice) -> None:
         raise InputError("--run names the recovery points: leave --point and --at out")
 
 
-def _of_run(request: Request, run: str) -> Request:
+def _of_run(request: Request, run: str, *, of_files: bool) -> Request:
     """Return the request with the recovery points that *run* made."""
     file = load(request.fleet, request.repository)
     with repositories.open_repository(file) as repository:
-        return request.model_copy(update={"points": files.points_of_run(file, request, repository, run)})
+        points = files.points_of_run(file, request, repository, run, of_files=of_files)
+        return request.model_copy(update={"points": points})

@@ -19,7 +19,7 @@ from vmkeep.components.files import CATALOGUE
 from vmkeep.components.tree_restore import entries
 from vmkeep.components.tree_save import list_tree
 from vmkeep.errors import NotFoundError
-from vmkeep.operations import files, repositories
+from vmkeep.operations import extract, files, repositories
 from vmkeep.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def show_files(  # noqa: PLR0913  (each is an option)
             found = (one for one in all_of_it if one.path[: len(names)] == names)
         else:
             stack.enter_context(repository.reading(point))
-            tree = stack.enter_context(files.open_disks(file, repository, point))
+            allowed = files.kernel_mounts(file, vm)
+            tree = stack.enter_context(extract.open_disks(repository, point, kernel_mounts=allowed))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             found = list_tree(tree, [os.fsencode(path)], scratch=folder, what=f"VM {vm}")
         found = (one for one in found if not one.passage)

@@ -47,7 +47,7 @@ def refusal(partition: Partition) -> str:
     if kind in _KERNEL:
         return (
             f"files of {kind} file systems are read by the host's kernel only: set kernel_mounts: true on "
-            f"the hypervisor and run as root, or {whole}"
+            f"the hypervisor (vmkeep rescue: --kernel-mounts) and run as root, or {whole}"
         )
     return f"files inside of {kind} are not supported: {whole}"
 

@@ -17,7 +17,6 @@ from vmkeep.repository.layout import time_of_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
 
     from vmkeep.fleet import Fleet, Selection
     from vmkeep.operations.request import Request
@@ -58,27 +57,41 @@ def newest_readable(
     strangers = set(request.points) - set(selection.vms)
     if strangers:
         raise InputError(f"--point names {', '.join(sorted(strangers))}, which is not restored")
-    named = {vm: repository.point(vm, session) for vm, session in request.points.items()}
-    mine: list[IntegrityError] = []
-
-    def note(info: PointInfo, error: IntegrityError) -> None:
-        limit = request.aware()
-        if limit is None or time_of_session(info.session) <= limit:
-            mine.append(error)
-            damaged.append((info, error))
-
-    candidates = {
-        vm: [named[vm]]
-        if vm in named
-        else _usable(repository.points(vm, damaged=note), selection.components[vm], request.aware())
-        for vm in selection.vms
-    }
+    mine: list[Damaged] = []
+    found = {}
+    for vm in selection.vms:
+        wanted = set(selection.components[vm])
+        found[vm] = [
+            point
+            for point in candidates(vm, repository, request, mine)
+            if vm in request.points or wanted <= set(point.components)
+        ]
+    damaged += mine
     try:
-        return newest_cut(fleet, candidates, frozenset(named))
+        return newest_cut(fleet, found, frozenset(request.points))
     except NotFoundError as error:
         if mine:
-            raise IntegrityError(f"{error}; {mine[-1]}") from error
+            raise IntegrityError(f"{error}; {mine[-1][1]}") from error
         raise
+
+
+def candidates(vm: str, repository: Repository, request: Request, damaged: list[Damaged]) -> list[Point]:
+    """Return the points of a VM that the request allows, oldest first: the one that it names, or all by `at`.
+
+    Args:
+        damaged: gets those that cannot be read, and would be allowed.
+    """
+    if vm in request.points:
+        return [repository.point(vm, request.points[vm])]
+    limit = request.aware()
+
+    def note(info: PointInfo, error: IntegrityError) -> None:
+        if limit is None or time_of_session(info.session) <= limit:
+            damaged.append((info, error))
+
+    points = repository.points(vm, damaged=note)
+    text = None if limit is None else limit.isoformat(timespec="milliseconds")
+    return [point for point in points if text is None or point.taken <= text]
 
 
 def require_newest(chosen: Mapping[str, Point], damaged: Iterable[Damaged]) -> None:
@@ -129,12 +142,3 @@ def newest_cut(
             )
         chosen[vm] = fitting[-1]
     return chosen
-
-
-def _usable(points: Sequence[Point], components: Sequence[str], at: datetime | None) -> list[Point]:
-    limit = None if at is None else at.isoformat(timespec="milliseconds")
-    return [
-        point
-        for point in points
-        if set(components) <= set(point.components) and (limit is None or point.taken <= limit)
-    ]

@@ -1,45 +1,31 @@
 """Files of a recovery point without their VM: into a folder, or as a tar archive.
 
-A component that was saved as files has them. Out of one that was saved as whole disks they are read as the
-guest would: the disks are served from the repository, and only what is asked for is fetched.
-
-    repository -> SavedDisk -> NBD server -> overlay -> file system -> spool -> folder or archive
+Which components there are, and how they were saved, says the recovery point: the fleet file may have changed.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from fnmatch import fnmatchcase
 from typing import IO, TYPE_CHECKING
 
 from vmkeep import fleet as fleets
-from vmkeep.components import guest
-from vmkeep.components.base import RestoreContext
-from vmkeep.components.export import export_tar
-from vmkeep.components.files import CATALOGUE, CONTENT, plain_folder
-from vmkeep.components.open import open_component
-from vmkeep.components.spool import Spool
-from vmkeep.components.tree_restore import Choice, restore_tree
-from vmkeep.components.tree_save import save_tree
-from vmkeep.disks import scratch
-from vmkeep.disks.nbd_server import serving
-from vmkeep.errors import InputError, NotFoundError
-from vmkeep.fleet import Kind, Selection
-from vmkeep.hypervisors.open import open_hypervisor
-from vmkeep.operations import prepare, repositories
-from vmkeep.operations.choose import choose_points
-from vmkeep.operations.mount import whole_disks
+from vmkeep.errors import InputError, IntegrityError, NotFoundError
+from vmkeep.fleet.suggest import suggestion
+from vmkeep.operations import extract, prepare, repositories
+from vmkeep.operations.choose import candidates, require_newest
+from vmkeep.operations.extract import matching
 from vmkeep.operations.places import chosen
-from vmkeep.repository import SavedComponent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
-    from vmkeep.disks.file_tree import FileTree
+    from vmkeep.errors import VmkeepError
     from vmkeep.fleet import FleetFile
+    from vmkeep.operations.choose import Damaged
+    from vmkeep.operations.extract import Source
     from vmkeep.operations.request import Request
     from vmkeep.repository import Point, Repository
 
@@ -53,30 +39,6 @@ class FilesReport:
     components: tuple[str, ...]
     size: int
     """Bytes written into files; 0 where nobody counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Chosen:
-    """Components in one recovery point of one VM."""
-
-    file: FleetFile
-    vm: str
-    point: Point
-    repository: Repository
-    components: tuple[str, ...]
-    whole: bool
-    """Whether they were saved as whole disks."""
-
-    def saved(self, component: str) -> SavedComponent:
-        """Return the component as it was saved."""
-        found = self.point.components.get(component)
-        if found is None:
-            why = self.point.missing.get(component, "it was not part of that backup")
-            raise NotFoundError(f"{self.vm}: recovery point {self.point.session} has no {component}: {why}")
-        return found
-
-    def report(self, size: int = 0) -> FilesReport:
-        return FilesReport(self.vm, self.point.session, self.components, size)
 
 
 def into_folder(
@@ -108,40 +70,9 @@ def into_folder(
         if progress is not None:
             progress(size)
 
-    with _chosen(request, single=bool(paths)) as chosen, tempfile.TemporaryDirectory() as private:
-        if chosen.whole:
-            with _out_of_disks(chosen, paths) as (spool, saved):
-                restore_tree(
-                    spool,
-                    content=saved.streams[CONTENT],
-                    catalogue_ref=saved.streams[CATALOGUE],
-                    into=plain_folder(folder),
-                    choice=Choice(owners=owners),
-                    what=str(folder),
-                    progress=count,
-                )
-            return chosen.report(written)
-        vm = chosen.file.fleet.vms[chosen.vm]
-        hypervisor = open_hypervisor(
-            vm.hypervisor, chosen.file.fleet.hypervisors[vm.hypervisor], chosen.file.path.absolute().parent
-        )
-        for component in chosen.components:
-            open_component(chosen.vm, vm, component).restore(
-                RestoreContext(
-                    name=chosen.vm,
-                    component=component,
-                    hypervisor=hypervisor,
-                    reader=chosen.repository,
-                    scratch=Path(private),
-                    folder=folder,
-                    paths=tuple(paths),
-                    exact=False,  # the folder is the caller's: nothing in it is removed
-                    owners=owners,
-                    progress=count,
-                ),
-                chosen.saved(component),
-            )
-        return chosen.report(written)
+    with _source(request, single=bool(paths)) as found:
+        extract.into_folder(found, folder, paths=paths, owners=owners, progress=count)
+        return FilesReport(found.point.vm, found.point.session, found.components, written)
 
 
 def as_tar(request: Request, archive: IO[bytes]) -> FilesReport:
@@ -151,23 +82,24 @@ def as_tar(request: Request, archive: IO[bytes]) -> FilesReport:
         InputError: the request does not select one component with files.
         NotFoundError: there is no recovery point of it.
     """
-    with _chosen(request, single=True) as chosen:
-        if chosen.whole:
-            with _out_of_disks(chosen, ()) as (spool, saved):
-                export_tar(spool, saved, archive)
-        else:
-            export_tar(chosen.repository, chosen.saved(chosen.components[0]), archive)
-        return chosen.report()
+    with _source(request, single=True) as found:
+        extract.as_tar(found, archive)
+        return FilesReport(found.point.vm, found.point.session, found.components, 0)
 
 
-def points_of_run(file: FleetFile, request: Request, repository: Repository, run: str) -> dict[str, str]:
+def points_of_run(
+    file: FleetFile, request: Request, repository: Repository, run: str, *, of_files: bool
+) -> dict[str, str]:
     """Return the recovery points that *run* made of the VMs that *request* selects.
+
+    Args:
+        of_files: files are restored: of a VM that the fleet file need not declare any more.
 
     Raises:
         NotFoundError: it made none of one of them.
     """
     found = {}
-    for vm in prepare.selected(file, request).vms:
+    for vm in (_vm(file, repository, request),) if of_files else prepare.selected(file, request).vms:
         made = [point for point in repository.points(vm) if point.run == run]
         if not made:
             raise NotFoundError(f"run {run} made no recovery point of {vm}; 'vmkeep points {vm}' lists them")
@@ -175,79 +107,118 @@ def points_of_run(file: FleetFile, request: Request, repository: Repository, run
     return found
 
 
+def kernel_mounts(file: FleetFile, vm: str) -> bool:
+    """Tell whether the host's kernel may open file systems of a VM, which may be declared no more."""
+    declared = file.fleet.vms.get(vm)
+    config = declared and file.fleet.hypervisors[declared.hypervisor]
+    return bool(getattr(config, "kernel_mounts", False))  # not every driver can be told so
+
+
 @contextmanager
-def _chosen(request: Request, *, single: bool) -> Iterator[_Chosen]:
+def _source(request: Request, *, single: bool) -> Iterator[Source]:
     """Open the recovery point that *request* asks for.
 
     Args:
         single: more than one component is refused.
     """
     file = fleets.load(request.fleet)
-    selection = prepare.selected(file, request)
-    file = file.at(chosen(file, request).repository)
-    if len(selection.vms) != 1:
-        raise InputError(f"files are restored from one VM at a time, not from {', '.join(selection.vms)}")
-    (vm,) = selection.vms
-    with_files = tuple(one for one in selection.components[vm] if _has_files(file, vm, one))
-    components = with_files or tuple(selection.components[vm])
-    if single and with_files and len(selection.components[vm]) > 1:
-        choices = ", ".join(f"{vm}/{one}" for one in selection.components[vm])
-        raise InputError(f"say from which component: {choices}")
+    file = file.at(chosen(file, request, points=_points).repository)
     with repositories.open_repository(file) as repository:
-        session = choose_points(file.fleet, Selection({vm: components}), repository, request)[vm]
-        point = repository.point(vm, session)
+        damaged: list[Damaged] = []
+        vm, parts, point = _point(file, repository, request, damaged)
+        require_newest({vm: point}, damaged)
         with repository.reading(point):
-            yield _Chosen(file, vm, point, repository, components, whole=not with_files)
+            yield extract.source(
+                repository, point, parts, single=single, kernel_mounts=kernel_mounts(file, vm)
+            )
 
 
-@contextmanager
-def _out_of_disks(chosen: _Chosen, paths: Sequence[str]) -> Iterator[tuple[Spool, SavedComponent]]:
-    """Take files out of the whole disks of a recovery point, and hold them for as long as the block lasts.
+def _points(file: FleetFile, request: Request, damaged: list[Damaged]) -> dict[str, Point]:
+    """Return which point would be restored from one place."""
+    with repositories.open_repository(file) as repository:
+        vm, _, point = _point(file, repository, request, damaged)
+        return {vm: point}
+
+
+def _point(
+    file: FleetFile, repository: Repository, request: Request, damaged: list[Damaged]
+) -> tuple[str, Sequence[str], Point]:
+    """Return the VM, the kinds or names of components that are wanted of it, and the point that has them.
+
+    The newest that has all that the fleet file declares of them now; or else that lacks nothing of what was
+    declared when it was made.
+    """
+    vm = _vm(file, repository, request)
+    parts: Sequence[str] = _parts(request)
+    strangers = set(request.points) - {vm}
+    if strangers:
+        raise InputError(f"--point names {', '.join(sorted(strangers))}, which is not restored")
+    found = candidates(vm, repository, request, damaged)
+    declared = fleets.component_names(file.fleet.vms[vm]) if vm in file.fleet.vms else ()
+    wanted = {*_named(declared, parts, request.kinds)}
+    usable = found
+    if vm not in request.points:
+        usable = [point for point in found if wanted and wanted <= {*point.components}]
+        usable = usable or [point for point in found if _holds(point, parts, request.kinds)]
+    if not usable:
+        raise _none(vm, parts, {*declared, *(one for point in found for one in point.components)}, damaged)
+    point = usable[-1]
+    if request.kinds:
+        parts = _named({**point.components, **point.missing}, parts, request.kinds) or request.kinds
+    return vm, parts, point
+
+
+def _vm(file: FleetFile, repository: Repository, request: Request) -> str:
+    """Return the one VM that is asked for: one that is declared, or that was saved.
 
     Raises:
-        NotFoundError: the component was not saved, or one of *paths* is not there.
-        UnsupportedError: there is no FUSE here, or a file system cannot be opened.
+        InputError: there is none, or several.
     """
-    for component in chosen.components:
-        chosen.saved(component)
-    with scratch.scratch_folder() as folder, open_disks(chosen.file, chosen.repository, chosen.point) as tree:
-        spool = Spool(folder)
-        saved = save_tree(
-            tree,
-            [os.fsencode(path) for path in paths or ("/",)],
-            writer=spool,
-            scratch=folder,
-            what=f"VM {chosen.vm}: recovery point {chosen.point.session}",
-        )
-        streams = {CONTENT: saved.content, CATALOGUE: saved.catalogue}
-        yield spool, SavedComponent(chosen.components[0], streams=streams)
+    if not request.targets:
+        names = [*fleets.select(file.fleet, (), request.kinds).vms]
+    else:
+        patterns = dict.fromkeys(target.partition("/")[0] for target in request.targets)
+        known = dict.fromkeys(file.fleet.vms)
+        if not {*patterns} <= {*known}:
+            known |= dict.fromkeys(info.vm for info in repository.list_points())
+        names = []
+        for pattern in patterns:
+            these = [name for name in known if name == pattern or fnmatchcase(name, pattern)]
+            if not these:
+                raise InputError(
+                    f"there is no VM {pattern!r} in fleet {file.fleet.fleet}, and no recovery point of one"
+                    f"{suggestion(pattern, known)}"
+                )
+            names += these
+    if len({*names}) != 1:
+        raise InputError(f"files are restored from one VM at a time, not from {', '.join(names)}")
+    return names[0]
 
 
-@contextmanager
-def open_disks(file: FleetFile, repository: Repository, point: Point) -> Iterator[FileTree]:
-    """Open the files on the whole disks of a recovery point, put together as the guest mounts them.
-
-    The caller keeps the point from being collected.
-
-    Raises:
-        UnsupportedError: there is no FUSE here, or a file system cannot be opened.
-        SourceError: a file system is damaged, or there is none.
-    """
-    vm = file.fleet.vms[point.vm]
-    refs = whole_disks(point)
-    declared = [disk.name for disk in vm.disks]
-    disks = [*declared, *(name for name in refs if name not in declared)]
-    config = file.fleet.hypervisors[vm.hypervisor]
-    kernel_mounts = getattr(config, "kernel_mounts", False)  # not every driver can be told so
-    with ExitStack() as stack:
-        socket = stack.enter_context(scratch.scratch_folder()) / "disks.sock"
-        opened = {name: stack.enter_context(repository.open_disk(ref)) for name, ref in refs.items()}
-        stack.enter_context(serving(opened, socket))
-        yield stack.enter_context(guest.served(point.vm, socket, disks, refs, kernel_mounts=kernel_mounts))
+def _parts(request: Request) -> list[str]:
+    """Return the kinds or names of components that the targets name; none if one of them is the whole VM."""
+    parts = [target.partition("/")[2] for target in request.targets]
+    return parts if all(parts) else []
 
 
-def _has_files(file: FleetFile, vm: str, component: str) -> bool:
-    kind, _, name = component.partition(".")
-    return kind != Kind.OS and not (
-        kind == Kind.FILESYSTEMS and name in fleets.whole_disks(file.fleet.vms[vm].components)
+def _named(components: Iterable[str], parts: Sequence[str], kinds: Sequence[str]) -> tuple[str, ...]:
+    return matching(matching(components, parts), kinds)
+
+
+def _holds(point: Point, parts: Sequence[str], kinds: Sequence[str]) -> bool:
+    named = _named(point.components, parts, kinds)
+    lacks = _named(point.missing, parts, kinds)
+    return bool(named) and not lacks and all(matching(named, [part]) for part in parts)
+
+
+def _none(vm: str, parts: Sequence[str], known: set[str], damaged: Sequence[Damaged]) -> VmkeepError:
+    """Return why no recovery point can be used."""
+    mine = [error for info, error in damaged if info.vm == vm]
+    for part in parts:
+        if not mine and not matching(known, [part]):
+            return InputError(f"VM {vm} has no component {part!r}{suggestion(part, sorted(known))}")
+    text = (
+        f"VM {vm} has no recovery point that holds all that is to be restored: 'vmkeep points {vm}' lists "
+        f"what there is; name the components to restore, such as {vm}/os, to do with less"
     )
+    return IntegrityError(f"{text}; {mine[-1]}") if mine else NotFoundError(text)

@@ -25,15 +25,24 @@ if TYPE_CHECKING:
     from vmkeep.operations.request import Request
     from vmkeep.repository import Point
 
+    Chooser = Callable[[FleetFile, Request, list[Damaged]], Mapping[str, Point]]
+
 _HERE, _NEAR, _FAR = range(3)
 _LOCAL: Final = ("localhost", "host.docker.internal")
 
 
-def chosen(file: FleetFile, request: Request, told: Callable[[str], None] = lambda _doubt: None) -> Request:
+def chosen(
+    file: FleetFile,
+    request: Request,
+    told: Callable[[str], None] = lambda _doubt: None,
+    *,
+    points: Chooser | None = None,
+) -> Request:
     """Return *request* with the repository that it reads, if it is a restore and may choose.
 
     Args:
         told: of what could not be looked into when a copy is read instead: it may have had a newer state.
+        points: tells which points would be restored from one place.
 
     Raises:
         VmkeepError: what the repository itself is lacking, when no copy can be used either.
@@ -43,12 +52,12 @@ def chosen(file: FleetFile, request: Request, told: Callable[[str], None] = lamb
     chooses = request.operation in {"restore", "drill"} and request.repository in {None, BEST}
     if not chooses or len(names) == 1:
         return request
-    found: dict[str, dict[str, Point]] = {}
+    found: dict[str, Mapping[str, Point]] = {}
     damaged: list[Damaged] = []
     problems: dict[str, VmkeepError] = {}
     for name in names:
         try:
-            found[name] = _points(file.at(name), request, damaged)
+            found[name] = (points or _points)(file.at(name), request, damaged)
         except VmkeepError as error:
             problems[name] = error
     if not found:

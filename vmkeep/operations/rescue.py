@@ -20,6 +20,7 @@ from vmkeep.components.saved import has_files, restore_saved
 from vmkeep.errors import InputError, IntegrityError, NotFoundError, UnsupportedError
 from vmkeep.hypervisors import definition as definitions
 from vmkeep.hypervisors.images import ImagesHypervisor
+from vmkeep.operations.extract import matching
 from vmkeep.repository.layout import check_name
 
 if TYPE_CHECKING:
@@ -56,11 +57,12 @@ class How:
     overwrite: bool = False
 
 
-def newest(repository: Repository, vm: str, damaged: Callable[[str], None]) -> Point:
+def newest(repository: Repository, vm: str, damaged: Callable[[str], None], *, part: str = "") -> Point:
     """Return the newest complete recovery point of a VM, or else the newest.
 
     Args:
         damaged: told of each point that cannot be read, which is passed over.
+        part: a component, or a kind of them, that it has to have.
 
     Raises:
         NotFoundError: there is none that can be read.
@@ -68,6 +70,8 @@ def newest(repository: Repository, vm: str, damaged: Callable[[str], None]) -> P
     points = repository.points(vm, damaged=lambda _, error: damaged(str(error)))
     if not points:
         raise NotFoundError(f"{repository.store.url} has no recovery point of {vm} that can be read")
+    if part:
+        points = [point for point in points if matching(point.components, [part])] or points
     return next((point for point in reversed(points) if point.complete), points[-1])
 
 

@@ -107,7 +107,13 @@ class Text(StrEnum):
 def rescue(  # noqa: PLR0913  (each option is one)
     store: Annotated[str, typer.Argument(help="s3://bucket/prefix, or a folder.", show_default=False)],
     action: Annotated[Action, typer.Argument(help="What to do.")] = Action.LIST,
-    vm: Annotated[str | None, typer.Argument(help="The VM; all by default.", show_default=False)] = None,
+    vm: Annotated[
+        str | None,
+        typer.Argument(
+            help="The VM; all by default. restore: also VM/COMPONENT, of which files are restored alone.",
+            show_default=False,
+        ),
+    ] = None,
     session: Annotated[
         str | None,
         typer.Argument(help="The recovery point; the newest complete one by default.", show_default=False),
@@ -125,6 +131,20 @@ def rescue(  # noqa: PLR0913  (each option is one)
         typer.Option(metavar="FOLDER", help="restore: where to; a folder for each VM is made in it."),
     ] = None,
     only: Annotated[Text | None, typer.Option(help="show: print this text, and nothing else.")] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="restore: only this file or folder, absolute as the guest sees it; also out of a disk that "
+            "was saved whole; repeatable.",
+        ),
+    ] = None,
+    kernel_mounts: Annotated[
+        bool,
+        typer.Option(
+            "--kernel-mounts", help="restore --path: let this host's kernel open xfs, btrfs...; needs root."
+        ),
+    ] = False,
     tar: Annotated[
         bool, typer.Option("--tar", help="restore: files as tar archives; needs no root.")
     ] = False,
@@ -150,8 +170,17 @@ def rescue(  # noqa: PLR0913  (each option is one)
     else:
         if to is None:
             raise InputError("say where to restore to: --to FOLDER")
+        which = rescued.Which(vm, session)
+        if path or "/" in (vm or ""):
+            if tar or overwrite:
+                raise InputError("--tar and --overwrite are for whole VMs, not for --path or VM/COMPONENT")
+            wanted = rescued.Files(tuple(path or ()), owners, kernel_mounts)
+            rescued.restore_files(source, which, to, wanted, as_json=json)
+            return
+        if kernel_mounts:
+            raise InputError("--kernel-mounts is for files out of whole disks: say which with --path")
         how = How(archives=tar, owners=owners, overwrite=overwrite)
-        rescued.restore(source, rescued.Which(vm, session), to, how, as_json=json)
+        rescued.restore(source, which, to, how, as_json=json)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -178,5 +207,6 @@ def add_to(app: typer.Typer) -> None:
             "vmkeep rescue s3://vmkeep-shop/prod --key-file shop.key show db1",
             "vmkeep rescue s3://vmkeep-shop/prod --key-file shop.key show db1 --only fleet-file > fleet.yaml",
             "vmkeep rescue s3://vmkeep-shop/prod --key-file shop.key restore db1 --to ./rescued",
+            "vmkeep rescue /mnt/backups --key-file shop.key restore db1/os --to ./found --path /etc/hosts",
         )
     )(rescue)

@@ -51,8 +51,13 @@ class Sqlite:
         """Write the file, and remove a write-ahead log that would belong to another state of it."""
         with files.target(context) as tree:
             files.restore_paths(context, saved, tree, exact=False)
-            for path in saved.facts.get("paths", "").splitlines():
-                _remove_beside(tree, os.fsencode(path))
+            remove_beside(saved, tree)
+
+
+def remove_beside(saved: SavedComponent, tree: FileTree) -> None:
+    """Remove what lies beside a restored database, and would belong to another state of it."""
+    for path in saved.facts.get("paths", "").splitlines():
+        _remove_beside(tree, os.fsencode(path))
 
 
 @contextlib.contextmanager
