@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import TemporaryError
 from vmkeep.repository.codec import compress
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from vmkeep.repository.index import Index, PackInfo
     from vmkeep.repository.pack import FinishedPack
     from vmkeep.repository.spool import Spool
+
+_BEHIND: Final = 1
+"""Full packs that may wait for the disk while chunks go on into the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,8 @@ class Packer:
     Args:
         known: the chunks that committed sessions have stored.
         most: the largest size of a pack, in bytes.
-        finished: called with each pack that is finished, by the thread that filled it.
+        finished: called with each pack that is finished, by a thread of the packer's own; what it raises is
+            raised by the next call.
     """
 
     def __init__(
@@ -60,7 +65,10 @@ class Packer:
         self._current: PackWriter | None = None
         self._finishing = 0
         self._failure: BaseException | None = None
+        self._untold: BaseException | None = None
         self._changed = threading.Condition()
+        # Waiting for stable storage is not work: those who compress need not do it.
+        self._finisher = ThreadPoolExecutor(1, "vmkeep-pack")
 
     def has(self, chunk: bytes) -> bool:
         """Tell whether the chunk is stored, by this session or one that committed before it began."""
@@ -83,7 +91,6 @@ class Packer:
         if self.has(chunk):
             return Stored(chunk, 0)
         body, codec = compress(data)
-        full = None
         with self._changed:
             self._check()
             if chunk in self._new:  # another thread was faster
@@ -94,9 +101,8 @@ class Packer:
                 stored = self._current.append(chunk, body, len(data), codec)
             self._new.add(chunk)
             if self._current.full(self._most):
-                full = self._take()
-        if full is not None:
-            self._finish(full)
+                self._finisher.submit(self._finish_behind, self._take(self._current))
+                self._changed.wait_for(lambda: self._finishing <= _BEHIND)
         return Stored(chunk, stored)
 
     def flush(self) -> None:
@@ -107,7 +113,7 @@ class Packer:
         """
         with self._changed:
             self._check()
-            last = self._take() if self._current is not None else None
+            last = self._take(self._current) if self._current is not None else None
         if last is not None:
             self._finish(last)
         with self._changed:
@@ -121,11 +127,19 @@ class Packer:
                 self._current.abandon()
                 self._current = None
             self._failure = self._failure or TemporaryError("the session was closed")
+        self._finisher.shutdown()
 
-    def _take(self) -> PackWriter | None:
-        pack, self._current = self._current, None
+    def _take(self, pack: PackWriter) -> PackWriter:
+        self._current = None
         self._finishing += 1
         return pack
+
+    def _finish_behind(self, writer: PackWriter) -> None:
+        try:
+            self._finish(writer)
+        except BaseException as error:  # noqa: BLE001  (raised by whoever stores next)
+            with self._changed:
+                self._untold = self._untold or error
 
     def _finish(self, writer: PackWriter) -> None:
         # Outside the lock: the disk takes its time, and other threads fill the next pack meanwhile.
@@ -142,6 +156,9 @@ class Packer:
                 self._changed.notify_all()
 
     def _check(self) -> None:
+        if self._untold is not None:
+            error, self._untold = self._untold, None
+            raise error
         if self._failure is not None:
             raise TemporaryError(
                 f"the spool failed earlier ({self._failure}); begin the session again to continue it"
