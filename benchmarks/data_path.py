@@ -103,7 +103,8 @@ def vmkeep(store: str, stored: Callable[[Path], int], environment: Mapping[str, 
             "copy": ["sh", "-c", "cp --sparse=auto {disk} copied && sync -d copied"],
         },
         {"changed+list": [*worker, "tracked", "{disk}", "changes"]},
-        environment,
+        # As the command does it for itself.
+        {"OPENBLAS_NUM_THREADS": "1", **environment},
     )
 
 
@@ -132,13 +133,16 @@ def tools() -> list[Tool]:
     return [
         vmkeep("store", stored, {}),
         restic("store", stored, {}),
-        Tool(
-            "borg",
-            ["borg", "init", "-e", "repokey-blake2", "store"],
-            ["borg", "create", "-C", "zstd,1", "store::{{now:%s.%f}}", "{disk}"],
-            ["sh", "-c", f"borg extract --sparse store::$({last}) && sync -d {{bare}}"],
-            "{bare}",
-            stored,
+        *(
+            Tool(
+                f"borg zstd,{level}",
+                ["borg", "init", "-e", "repokey-blake2", "store"],
+                ["borg", "create", "-C", f"zstd,{level}", "store::{{now:%s.%f}}", "{disk}"],
+                ["sh", "-c", f"borg extract --sparse store::$({last}) && sync -d {{bare}}"],
+                "{bare}",
+                stored,
+            )
+            for level in (1, 2)
         ),
     ]
 
@@ -325,13 +329,15 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 def compare(tools: list[Tool], folder: Path, options: argparse.Namespace) -> None:
     """Measure the tools, one after the other in each round, and print the report."""
+    for command in (["restic", "version"], ["borg", "--version"]):
+        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip())
     disk = make_disk(folder) if options.disk == "system" else make_mixed(folder)
     size, allocated = disk.stat().st_size, disk.stat().st_blocks * 512
     print(f"disk: {format_size(size)}, {format_size(allocated)} of it allocated")
     chosen = [tool for tool in tools if options.only in (None, tool.name)]
     report(
         [
-            {tool.name: run(tool, disk, folder / f"{tool.name}-{number}") for tool in chosen}
+            {tool.name: run(tool, disk, folder / f"{tool.name.replace(' ', '-')}-{number}") for tool in chosen}
             for number in range(options.rounds)
         ]
     )

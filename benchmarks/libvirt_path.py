@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     options = parser.parse_args()
+    version = subprocess.run(["virtnbdbackup", "--version"], check=True, capture_output=True, text=True)
+    print("virtnbdbackup", version.stdout.strip())
     with (
         tempfile.TemporaryDirectory(dir=options.folder) as folder,
         tempfile.TemporaryDirectory(prefix="libvirtd.") as sockets,  # a short path
