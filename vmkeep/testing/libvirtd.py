@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -45,6 +46,7 @@ auth_unix_rw = "none"
 unix_sock_rw_perms = "0700"
 log_level = 3
 log_outputs = "3:file:{folder}/libvirtd.log"
+host_uuid = "{uuid}"
 """
 _BOUND: Final = {
     "etc": "/etc/libvirt", "run": "/run/libvirt", "lib": "/var/lib/libvirt", "cache": "/var/cache/libvirt",
@@ -133,6 +135,8 @@ class Libvirtd:
 def libvirtd(folder: Path) -> Iterator[Libvirtd]:
     """Run a daemon that keeps all it has in *folder* (a short path); it and its VMs have ended on return.
 
+    It is a host of its own: VMs can be migrated from one to another.
+
     Raises:
         UnsupportedError: libvirtd is not installed.
         SourceError: it does not start; the message has the end of its log.
@@ -165,7 +169,7 @@ def _write_configuration(folder: Path) -> None:
         etc.mkdir(parents=True, exist_ok=True)
         (folder / "runtime").mkdir(mode=0o700, exist_ok=True)
     (etc / "qemu.conf").write_text(text)
-    (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(folder=folder))
+    (etc / "libvirtd.conf").write_text(_LIBVIRTD_CONF.format(folder=folder, uuid=uuid.uuid4()))
 
 
 def _start(folder: Path) -> subprocess.Popen[bytes]:
