@@ -85,6 +85,11 @@ class Tool:
     server: int | None = None
     """The process id of the server that keeps the repository."""
 
+    @property
+    def folder(self) -> str:
+        """The beginning of the names of its folders."""
+        return self.name.replace(" ", "-")
+
 
 def vmkeep(store: str, stored: Callable[[Path], int], environment: Mapping[str, str]) -> Tool:
     worker = [sys.executable, str(WORKER), store]
@@ -337,7 +342,7 @@ def compare(tools: list[Tool], folder: Path, options: argparse.Namespace) -> Non
     chosen = [tool for tool in tools if options.only in (None, tool.name)]
     report(
         [
-            {tool.name: run(tool, disk, folder / f"{tool.name.replace(' ', '-')}-{number}") for tool in chosen}
+            {tool.name: run(tool, disk, folder / f"{tool.folder}-{number}") for tool in chosen}
             for number in range(options.rounds)
         ]
     )

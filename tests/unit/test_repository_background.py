@@ -267,3 +267,21 @@ def test_other_bytes_under_the_name_of_a_pack_are_told_by_the_upload(memory, tmp
 
         with pytest.raises(IntegrityError, match="holds other bytes at packs/"):
             session.upload()
+
+
+def test_what_was_saved_after_a_seal_whose_answer_was_lost_is_not_said_to_be_in_the_point(memory, tmp_path):
+    with begin(FaultyStore(memory, on("put", "points/", Fault.LOST, times=1)), tmp_path) as session:
+        save(session, {"root": CONTENT})
+        session.upload()
+        with pytest.raises(TemporaryError):
+            session.seal(point(session.recorded()))
+        save(session, {"data": CONTENT[:PACK]})
+        session.upload()
+
+        with pytest.raises(ConflictError, match=r"sealed before, with other components \(filesystems.root\)"):
+            session.seal(point(session.recorded()))
+
+    repository = Repository.open(memory, KEY)
+    assert [contents(repository, each) for each in repository.points()] == [{"root": CONTENT}]
+    with begin(memory, tmp_path) as again:
+        assert not again.resumed

@@ -218,7 +218,8 @@ class Session:
 
         Raises:
             IntegrityError: a component was not recorded, or not uploaded.
-            ConflictError: the session was declared dead; begin another one.
+            ConflictError: the session was declared dead, or an earlier call, whose answer was lost, sealed it
+                with other components; begin another one.
             TemporaryError: the store is away; it may be sealed. A second call finds out.
         """
         with self._lock:
@@ -235,6 +236,11 @@ class Session:
                     "nothing of it counts: back up again"
                 )
             self._discard()
+            if _saved(self._sealed) != _saved(point):
+                raise ConflictError(
+                    f"session {self.id} of {self.vm} was sealed before, with other components "
+                    f"({', '.join(sorted(self._sealed.components)) or 'none'}); back up the others again"
+                )
             return self._sealed
 
     def void(self, reason: str) -> None:
@@ -365,3 +371,8 @@ class Session:
         self._uploads.stop()
         leave(self._repository.store, self.id)
         self._spool.remove()
+
+
+def _saved(point: Point) -> dict[str, tuple[object, object]]:
+    """Return what a point holds: the rest of a component may be other, where it was saved once more."""
+    return {name: (dict(each.disks), dict(each.streams)) for name, each in point.components.items()}
