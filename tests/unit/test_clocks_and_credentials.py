@@ -9,9 +9,13 @@ from itertools import count
 import pytest
 
 from vmkeep.errors import AccessError, ConflictError, VmkeepError
+from vmkeep.operations import holds
+from vmkeep.planning import retention
 from vmkeep.repository import Repository
+from vmkeep.repository.copy import copy_point
+from vmkeep.repository.repair import repair
 from vmkeep.stores import MemoryStore
-from vmkeep.testing.faults import Fault, FaultyStore
+from vmkeep.testing.faults import Fault, FaultyStore, flip
 from vmkeep.testing.repositories import CHUNK, KEY, backup, contents, point, save, small_repository
 
 YEARS = timedelta(days=3650)
@@ -87,6 +91,40 @@ def test_a_clock_that_jumps_ahead_costs_a_writer_its_session_and_nobody_any_data
     assert [each.session for each in opened(store).points()] == [saved.session]
     assert contents(opened(store), saved) == DISK
     assert contents(opened(store), backup(opened(store), tmp_path / "s", DISK, vm="db2")) == DISK
+
+
+@pytest.mark.parametrize("ahead", [YEARS, -YEARS])
+def test_what_was_saved_last_is_the_newest_whatever_the_clock_showed(clock, tmp_path, ahead):
+    store = MemoryStore()
+    repository = small_repository(store)
+    made = []
+    for number, clock.ahead in enumerate([timedelta(), ahead, timedelta()]):
+        made.append(backup(repository, tmp_path / "s", {"root": b"x" * number}, run=f"run-{number}").session)
+        newest = repository.point("db1")
+        assert newest.session == made[-1]
+        verdicts = retention.decide(map(holds.candidate, repository.points()), retention.Policy(last=1))
+        assert [one.point.session for one in verdicts if one.kept] == made[-1:]
+
+    assert [one.session for one in repository.points()] == made
+
+
+@pytest.mark.parametrize("behind", [timedelta(hours=2), YEARS])
+def test_what_was_repaired_by_a_clock_that_is_behind_is_kept(clock, tmp_path, behind):
+    store = MemoryStore()
+    repository, copy = small_repository(store), small_repository(MemoryStore())
+    saved = backup(repository, tmp_path / "s", DISK)
+    copy_point(saved, repository, copy, run="copy", spool=tmp_path / "c")
+    for info in store.list("packs/"):
+        store._objects[info.key] = flip(store._objects[info.key], info.size // 3)
+    found = opened(store).scrub()
+    clock.ahead = -behind
+
+    assert repair(opened(store), copy, found.damages, found.broken).components
+
+    clock.ahead = timedelta()
+    opened(store).collect()
+    assert contents(opened(store), saved) == DISK
+    assert opened(store).scrub().sound
 
 
 def test_a_collector_whose_clock_is_behind_waits_and_deletes_nothing_that_is_needed(clock, tmp_path):

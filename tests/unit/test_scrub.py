@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from vmkeep.repository import Repository
+from vmkeep.repository import Repository, layout, scrubbed
 from vmkeep.repository.roles import ROLES
 from vmkeep.stores import MemoryStore
 from vmkeep.testing.faults import flip
@@ -48,6 +48,23 @@ def chunk_of(store, number, point=0):
     repository = again(store)
     disk = repository.points()[point].components["filesystems.root"].disks["root"]
     return [*repository.trees.disk_chunks(disk)][number][1]
+
+
+def test_all_packs_have_their_turn_although_a_clock_was_ahead(store):
+    for night in range(4):
+        again(store).scrub(share=0.2, now=DAY + 3650 * NIGHT + night * NIGHT)
+    packs = {pack.name for pack in again(store).committed.refresh().packs}
+    for name in packs:
+        key = layout.pack(name)
+        store._objects[key] = flip(store._objects[key], 100)
+    found = set()
+
+    for night in range(8):
+        found |= {*again(store).scrub(share=0.2, now=DAY + night * NIGHT).broken}
+        for key in scrubbed.superseded(store):
+            store.delete(key)
+
+    assert found == packs
 
 
 def test_all_packs_are_read_once_before_any_is_read_again(store):

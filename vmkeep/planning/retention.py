@@ -44,6 +44,7 @@ class Candidate:
     """A recovery point, as far as retention asks."""
 
     session: str
+    """Sorts in the order in which points were saved; `taken` does not where a clock was not right."""
     taken: datetime
     """With a time zone."""
     components: frozenset[str]
@@ -81,7 +82,7 @@ def decide(
         zone: where days, weeks, months and years begin.
         kinds: by kind of component, what counts for it instead of *policy*.
     """
-    newest_first = sorted(points, key=lambda point: (point.taken, point.session), reverse=True)
+    newest_first = sorted(points, key=lambda point: point.session, reverse=True)
     found: dict[str, list[str]] = {point.session: [] for point in newest_first}
     for label, its_policy, parts in _by_kind(newest_first, policy, kinds or {}):
         for number, point in enumerate(parts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import secrets
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError
@@ -17,14 +18,13 @@ from vmkeep.repository.session import Identity, Origin, Session
 from vmkeep.repository.spool import Spool
 
 if TYPE_CHECKING:
-    from datetime import datetime
     from pathlib import Path
 
     from vmkeep.repository.repository import Repository
 
 
 def begin(
-    repository: Repository, origin: Origin, folder: Path, spool_limit: int, moment: datetime
+    repository: Repository, origin: Origin, folder: Path, spool_limit: int, moment: datetime | None
 ) -> Session:
     """Return a session for *origin* with its spool in *folder*; see `Repository.begin`."""
     layout.check_name("VM", origin.vm)
@@ -43,12 +43,20 @@ def begin(
         raise
 
 
-def _new_identity(repository: Repository, spool: Spool, origin: Origin, moment: datetime) -> Identity:
+def _new_identity(repository: Repository, spool: Spool, origin: Origin, moment: datetime | None) -> Identity:
     spool.clear()
-    identity = Identity(layout.new_session_id(moment), secrets.token_hex(16), origin)
+    session = _new_id(repository, origin.vm) if moment is None else layout.new_session_id(moment)
+    identity = Identity(session, secrets.token_hex(16), origin)
     body = to_json(dataclasses.asdict(identity))
     spool.write_session(sealed.seal(repository.keys, "session", "spool", body))
     return identity
+
+
+def _new_id(repository: Repository, vm: str) -> str:
+    """Return an id behind all points of the VM: the newest is the newest, also after a clock was ahead."""
+    listed = (info.key.rpartition("/")[2] for info in repository.store.list(layout.decision(vm, "")))
+    last = max(filter(layout.is_session_id, listed), default=None)
+    return layout.new_session_id(datetime.now(UTC), after=() if last is None else (last,))
 
 
 def _left_behind(repository: Repository, spool: Spool, origin: Origin) -> Identity | None:

@@ -82,13 +82,13 @@ def check_packs(
     """
     faults = {fault.pack: fault for fault in missing_packs(store, committed)}
     packs = committed.current().packs
-    times = scrubbed.read(store, keys, quick=True)
+    when = now or datetime.now(UTC)
+    times = scrubbed.read(store, keys, when, quick=True)
     chosen = scrubbed.longest_unchecked(packs, times, share)
     whole = [pack for pack in chosen if layout.pack(pack.name) not in faults]
     count, differing = _compare(store, whole, committed.checksums())
     together = (*faults.values(), *_still(differing, committed))
     there = {pack.name for pack in packs}
-    when = now or datetime.now(UTC)
     times = {name: time for name, time in times.items() if name in there}
     times |= dict.fromkeys((pack.name for pack in chosen), when)
     with contextlib.suppress(AccessError):  # a writer may not remember, and looks at all again

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import secrets
-from datetime import UTC, datetime
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 FORMAT: Final = "format"
 KEYS: Final = "keys/"
@@ -27,6 +30,7 @@ REPACKED: Final = "repacked/"
 VERIFIED: Final = "verified/"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_TICK: Final = timedelta(milliseconds=1)
 _SESSION: Final = re.compile(r"\d{8}T\d{9}Z-[0-9a-f]{12}")
 
 
@@ -46,9 +50,13 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
-def new_session_id(now: datetime) -> str:
-    """Return an id that sorts by time, to the millisecond, and is never drawn twice."""
-    moment = now.astimezone(UTC)
+def new_session_id(now: datetime, *, after: Iterable[str] = ()) -> str:
+    """Return an id that sorts by time, to the millisecond, and is never drawn twice.
+
+    Args:
+        after: ids that it sorts behind, also where a clock is or was not right.
+    """
+    moment = max([now.astimezone(UTC), *(time_of_session(one) + _TICK for one in after)])
     return f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(6)}"
 
 

@@ -70,10 +70,16 @@ def mending(repository: Repository, broken: Iterable[bytes]) -> Iterator[Mending
     Raises:
         TemporaryError: a store is away; nothing has changed.
     """
-    session = layout.new_session_id(datetime.now(UTC))
+    broken = frozenset(broken)
+    # Newer than what it replaces, whatever a clock shows or showed: of two copies the newer one is kept.
+    repository.committed.refresh()
+    stored = repository.committed.sessions()
+    session = layout.new_session_id(
+        datetime.now(UTC), after={stored[name] for name in broken if name in stored}
+    )
     with scratch.scratch_folder() as folder:  # the next vmkeep removes it, should we be killed
         presence.announce_repacker(repository.store, repository.keys, session)
-        work = Mending(repository, session, Spool(folder / "spool"), frozenset(broken))
+        work = Mending(repository, session, Spool(folder / "spool"), broken)
         try:
             yield work
         except BaseException:

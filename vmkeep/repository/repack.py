@@ -14,7 +14,6 @@ import contextlib
 import secrets
 import threading
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks import scratch
@@ -73,8 +72,7 @@ def repack(
         return Repacked()
     # Newer than what it replaces, also where the clock is not right.
     stored = {needed.sessions.get(chunks[0].pack.name, "") for chunks, _ in sparse}
-    times = [layout.time_of_session(session) + timedelta(milliseconds=1) for session in stored if session]
-    session = layout.new_session_id(max([now, *times]))
+    session = layout.new_session_id(now, after=filter(None, stored))
     with scratch.scratch_folder() as folder:  # the next vmkeep removes it, should we be killed
         return _Repack(repository, session, Spool(folder / "spool")).run(chunks for chunks, _ in sparse)
 

@@ -145,7 +145,7 @@ class Repository:
             run: the backup run; what another run left in the spool is dropped, for it saw another snapshot.
             spool: a folder for this VM on the local disk.
             spool_limit: bytes of packs in the spool above which saving waits for uploads.
-            moment: the time by which the point is sorted among others; by default now.
+            moment: the time by which the point is sorted among others; by default behind all of the VM.
 
         Raises:
             ConflictError: another process uses the spool, or the session was declared dead: begin anew.
@@ -158,7 +158,7 @@ class Repository:
             probe(self.store)
             self._probed = True
         self.access.keep_up()
-        return begin(self, Origin(vm, run, fleet), spool, spool_limit, moment or datetime.now(UTC))
+        return begin(self, Origin(vm, run, fleet), spool, spool_limit, moment)
 
     def list_points(self, vm: str | None = None) -> list[PointInfo]:
         """Return what a listing says of the recovery points, oldest first; reads none."""

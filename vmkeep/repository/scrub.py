@@ -89,7 +89,7 @@ class _Scrub:
     def run(self, share: float) -> ScrubReport:
         repository = self._repository
         index = repository.committed.refresh()
-        times = scrubbed.read(repository.store, repository.keys)
+        times = scrubbed.read(repository.store, repository.keys, self._now)
         chosen = scrubbed.longest_unchecked(index.packs, times, share)
         wanted = {pack.name for pack in chosen}
         for_each(self._read, _entries(index, wanted), threads=TRANSFERS)

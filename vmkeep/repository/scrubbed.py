@@ -29,16 +29,23 @@ _ENTRY: Final = struct.Struct("<16sI")
 _KEPT: Final = 3
 """Objects of each kind that are read and kept: more than one, for several may be put at once."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_SKEW: Final = timedelta(hours=1)
+"""By how much clocks may differ."""
 _MINUTE: Final = timedelta(minutes=1)
 
 
-def read(store: Store, keys: Keys, *, quick: bool = False) -> dict[bytes, datetime]:
-    """Return when each pack was checked the last time, by its name; those that never were are left out."""
+def read(store: Store, keys: Keys, now: datetime, *, quick: bool = False) -> dict[bytes, datetime]:
+    """Return when each pack was checked the last time, by its name; those that never were are left out.
+
+    So are times that have not come: a clock was not right, and such a pack would never have its turn again.
+    """
     latest: dict[bytes, int] = {}
+    latest_minute = (now + _SKEW - _EPOCH) // _MINUTE
     for key in _listed(store, quick=quick)[-_KEPT:]:
         with contextlib.suppress(IntegrityError, NotFoundError, AccessError):
             for name, minutes in _ENTRY.iter_unpack(sealed.unseal(keys, _KIND, key, store.get(key))):
-                latest[name] = max(minutes, latest.get(name, 0))
+                if minutes <= latest_minute:
+                    latest[name] = max(minutes, latest.get(name, 0))
     return {name: _EPOCH + minutes * _MINUTE for name, minutes in latest.items()}
 
 
@@ -46,7 +53,9 @@ def remember(
     store: Store, keys: Keys, times: Mapping[bytes, datetime], now: datetime, *, quick: bool = False
 ) -> None:
     """Put when packs were checked: all of them, not only those of this time."""
-    key = layout.verified(layout.new_session_id(now), quick=quick)
+    # Behind all that is there: the newest few are read, also after a clock was ahead.
+    before = [found for key in _listed(store, quick=quick) if layout.is_session_id(found := _id(key))]
+    key = layout.verified(layout.new_session_id(now, after=before[-1:]), quick=quick)
     body = b"".join(
         _ENTRY.pack(name, max(0, (time - _EPOCH) // _MINUTE)) for name, time in sorted(times.items())
     )
@@ -71,6 +80,10 @@ def longest_unchecked(
         chosen.append(pack)
         size += pack.size
     return chosen
+
+
+def _id(key: str) -> str:
+    return key.removeprefix(layout.verified("", quick=True)).removeprefix(layout.VERIFIED)
 
 
 def _listed(store: Store, *, quick: bool) -> list[str]:
