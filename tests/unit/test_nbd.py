@@ -244,6 +244,35 @@ def test_replies_to_an_option_without_end_are_a_breach(serve):
         pass
 
 
+ENDLESS = {
+    "empty": chunk(0, 0, b"", done=False),
+    "data of no bytes": chunk(0, 1, struct.pack(">Q", 0), done=False),
+    "holes of no bytes": chunk(0, 2, struct.pack(">QI", 0, 0), done=False),
+    "status": chunk(0, 5, struct.pack(">III", 1, MiB, 0), done=False),
+    "status of nothing": chunk(0, 5, struct.pack(">III", 1, 0, 0), done=False),
+}
+
+
+@pytest.mark.parametrize("part", ENDLESS)
+@pytest.mark.parametrize("ask", [read, lambda one: one.status(0, MiB), lambda one: one.flush()])
+def test_a_reply_without_end_that_brings_nothing_is_a_breach(serve, ask, part):
+    def serve_for_ever(self, command, cookie, *_range):
+        head, body = ENDLESS[part][:8], ENDLESS[part][16:]
+        return (head + struct.pack(">Q", cookie) + body) * 10_000
+
+    path = serve(answer=serve_for_ever)
+    with connect(path) as connection, pytest.raises(SourceError, match="breaks the protocol"):
+        ask(connection)
+
+
+def test_a_status_in_two_chunks_of_which_the_last_is_empty_is_understood(serve):
+    def answer(self, command, cookie, *_range):
+        return chunk(cookie, 5, struct.pack(">III", 1, MiB, 0), done=False) + chunk(cookie, 0, b"")
+
+    with connect(serve(answer=answer)) as connection:
+        assert connection.status(0, MiB) == [(Extent(0, MiB), True)]
+
+
 def test_something_that_is_no_nbd_server_is_refused(serve):
     path = serve(greeting=b"220 mail.example ESMTP ready\r\n")
 

@@ -5,6 +5,8 @@ A structured reply comes in chunks, in any order, until one is marked done:
     request    read [0, 1 MiB)
     reply      data [0, 64 KiB)   hole [64 KiB, 960 KiB)   data [...)  done
 
+Each of them has to bring something new, so that no reply is without end.
+
 See: `nbd_protocol`
 """
 
@@ -143,10 +145,12 @@ class NbdConnection:
         done = False
         while not done:
             done, kind, payload = self._receive_chunk(cookie)
-            if kind == nbd.Chunk.BLOCK_STATUS:
+            if kind == nbd.Chunk.BLOCK_STATUS and not found:  # one for each context
                 found = self._extents(offset, length, payload)
-        if not found:
-            raise self._broken(f"answered the block status at byte {offset} with nothing")
+            elif kind != nbd.Chunk.NONE or payload or not done:
+                raise self._broken(f"answered a block status with reply type {kind} of {len(payload)} bytes")
+            if not found:
+                raise self._broken(f"answered the block status at byte {offset} with nothing")
         return found
 
     def close(self) -> None:
@@ -230,7 +234,7 @@ class NbdConnection:
         read = waiting.get(cookie)
         if read is None:
             raise self._broken(f"answered request {cookie}, which was not sent")
-        if kind == nbd.Chunk.OFFSET_DATA and length >= 8:
+        if kind == nbd.Chunk.OFFSET_DATA and length > 8:
             (start,) = struct.unpack(">Q", self._receive(8))
             self._receive_into(self._part(read, start, length - 8))
         elif kind == nbd.Chunk.OFFSET_HOLE and length == 12:
@@ -239,7 +243,7 @@ class NbdConnection:
             part[:] = bytes(len(part))
         elif kind & nbd.CHUNK_ERROR:
             self._refuse(length, "read", read.offset)
-        elif kind != nbd.Chunk.NONE or length:
+        elif kind != nbd.Chunk.NONE or length or not flags & nbd.DONE:
             raise self._broken(f"answered a read with reply type {kind} of {length} bytes")
         if flags & nbd.DONE:
             if read.missing:
@@ -249,23 +253,20 @@ class NbdConnection:
     def _part(self, read: _Read, start: int, length: int) -> memoryview:
         """Return where the bytes from *start* belong; the parts of a read may not overlap."""
         at = start - read.offset
-        if not 0 <= at <= at + length <= len(read.buffer) or length > read.missing:
+        if not 0 <= at < at + length <= len(read.buffer) or length > read.missing:
             raise self._broken(f"answered bytes {start} to {start + length}, which were not asked for")
         read.missing -= length
         return read.buffer[at : at + length]
 
     def _finish(self, cookie: int, verb: str, offset: int) -> None:
         """Wait for the reply of a request that returns nothing."""
-        done = False
-        while not done:
-            flags, kind, echoed, length = self._receive_header()
-            if echoed != cookie:
-                raise self._broken(f"answered request {echoed}, expected {cookie}")
-            if kind & nbd.CHUNK_ERROR:
-                self._refuse(length, verb, offset)
-            if kind not in {nbd.Chunk.NONE, _SIMPLE_REPLY} or length:
-                raise self._broken(f"answered a {verb} with reply type {kind} of {length} bytes")
-            done = bool(flags & nbd.DONE)
+        flags, kind, echoed, length = self._receive_header()
+        if echoed != cookie:
+            raise self._broken(f"answered request {echoed}, expected {cookie}")
+        if kind & nbd.CHUNK_ERROR:
+            self._refuse(length, verb, offset)
+        if kind not in {nbd.Chunk.NONE, _SIMPLE_REPLY} or length or not flags & nbd.DONE:
+            raise self._broken(f"answered a {verb} with reply type {kind} of {length} bytes")
 
     def _receive_chunk(self, cookie: int) -> tuple[bool, int, bytes]:
         flags, kind, echoed, length = self._receive_header()
