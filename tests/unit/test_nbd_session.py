@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from vmkeep.disks import nbd_protocol as nbd
 from vmkeep.disks.device import Extent
+from vmkeep.disks.nbd import NbdConnection
 from vmkeep.disks.nbd_server import MOST_CONNECTIONS, serving
-from vmkeep.errors import SourceError
+from vmkeep.errors import SourceError, TemporaryError
 from vmkeep.hypervisors.memory import MemoryDisk
 from vmkeep.testing.disks import read
 from vmkeep.testing.running_guests import eventually
@@ -350,6 +351,17 @@ def test_more_clients_than_the_limit_are_closed_and_places_become_free(path):
             assert client.enter_in_the_old_way() == SIZE
             return
     raise AssertionError
+
+
+def test_every_disk_of_a_vm_finds_a_connection_and_who_finds_none_is_told_why(tmp_path, disk, caplog):
+    path, many = tmp_path / "many", 2 * MOST_CONNECTIONS
+    with serving({f"disk{number}": disk for number in range(many)}, path), contextlib.ExitStack() as stack:
+        for _ in range(2 * many):
+            stack.enter_context(Client.unix(path)).greet()
+        for _ in range(2):
+            with pytest.raises(TemporaryError, match="all of its connections may be taken"):
+                NbdConnection(path, "disk0", timeout_s=10)
+    assert caplog.messages == [f"all {2 * many} connections are taken: NBD clients are sent away"]
 
 
 def test_clients_that_vanish_in_the_middle_of_replies_leave_no_thread(tmp_path, disk):

@@ -1,5 +1,6 @@
 """A server ends by itself, at whatever moment others look for it: then all is well, nothing comes back."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +17,13 @@ import pytest
 
 from vmkeep import fleet as fleets
 from vmkeep.cli import doctor, stream
+from vmkeep.disks import nbd_server
 from vmkeep.errors import InputError, NotFoundError, SourceError, TemporaryError, UnsupportedError
 from vmkeep.hypervisors.base import Behind
 from vmkeep.operations import instant, reap, server, serving
 from vmkeep.operations.serving import Serving
 from vmkeep.operations.state import state_folder
+from vmkeep.units import MiB
 
 FLEET = """\
 version: 1
@@ -99,6 +103,7 @@ def test_a_server_is_started_again_when_the_one_that_it_left_the_work_to_has_end
         return SimpleNamespace(poll=lambda: 0)
 
     address = served.streams().folder("db1") / serving.SOCKET
+    (served.folder / "pid").write_text(str(os.getpid()))
     monkeypatch.setattr(serving, "_started", start)
     with listener:
         assert serving.ensure(served) == Path(address)
@@ -109,7 +114,7 @@ def test_a_vm_keeps_its_server_when_its_fleet_is_given_another_name(served):
     there = serving.read(served.folder)
     Path(served.fleet).write_text(FLEET.replace("fleet: lab", "fleet: other"))
 
-    assert server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+    assert server._needed(there, SimpleNamespace(connections=0), server._Doubts("db1"), waited=0.0)
     assert there.folder == Path(there.kept_in)
 
 
@@ -119,7 +124,7 @@ def test_a_vm_keeps_its_server_when_the_fleet_file_names_its_hypervisor_no_more(
     serving.write(there)
     Path(served.fleet).write_text(FLEET.replace("here", "elsewhere"))
 
-    assert server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+    assert server._needed(there, SimpleNamespace(connections=0), server._Doubts("db1"), waited=0.0)
     with pytest.raises(InputError, match="declare it until"):
         there.streams()
 
@@ -129,9 +134,9 @@ def test_a_vm_keeps_its_server_when_something_else_than_its_note_is_missing(serv
     serving.write(there)
     there.streams().behind = raising(NotFoundError("there is no storage pool"))
 
-    assert server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+    assert server._needed(there, SimpleNamespace(connections=0), server._Doubts("db1"), waited=0.0)
     serving.forget(there.folder)
-    assert not server._needed(there, SimpleNamespace(connections=0), waited=0.0)
+    assert not server._needed(there, SimpleNamespace(connections=0), server._Doubts("db1"), waited=0.0)
 
 
 @pytest.mark.usefixtures("another")
@@ -202,7 +207,7 @@ def test_one_note_that_is_not_understood_keeps_no_other_vm_from_its_server(serve
 def test_a_vm_keeps_its_server_when_another_version_writes_its_note(served):
     (served.folder / "serving.json").write_text('{"colour": "blue"}')
 
-    assert server._needed(served, SimpleNamespace(connections=0), waited=0.0)
+    assert server._needed(served, SimpleNamespace(connections=0), server._Doubts("db1"), waited=0.0)
 
 
 def test_a_server_is_not_dismissed_as_long_as_its_hypervisor_cannot_be_asked(served, monkeypatch):
@@ -284,6 +289,88 @@ def test_what_another_fleet_serves_is_none_of_ours(served, tmp_path, request):
     renamed = request.getfixturevalue("renamed")
 
     assert [one.target for one in serving.all_of(renamed)] == ["db1"]
+
+
+def test_a_server_says_once_why_it_cannot_be_told_whether_it_is_needed(served, caplog):
+    there = replace(serving.read(served.folder), in_place=True)
+    serving.write(there)
+    doubts = server._Doubts("db1")
+    caplog.set_level("INFO", "vmkeep.server")
+
+    def look(*, times=1, error=None):
+        there.streams().behind = raising(error) if error else lambda _vm: [Behind("root", "nbd")]
+        for _ in range(times):
+            assert server._needed(there, SimpleNamespace(connections=0), doubts, waited=0.0)
+
+    look(times=5, error=InputError("line 3: no"))
+    look(times=5, error=InputError("line 7: no"))
+    with serving.turn(there.folder):  # somebody else looks
+        look(times=5)
+    look(times=5, error=InputError("line 7: no"))
+    look(times=5)
+    look(times=5, error=InputError("line 7: no"))
+    assert caplog.messages == [
+        "VM db1: line 3: no", "VM db1: line 7: no", "VM db1: all is well again", "VM db1: line 7: no",
+    ]  # fmt: skip
+
+
+def test_of_a_log_of_any_size_only_the_end_is_read(served):
+    with (served.folder / "log").open("wb") as log:
+        log.seek(200 * MiB)
+        log.write(b"\nwords before\nlast words\n\n")
+
+    tracemalloc.start()
+    try:
+        assert serving.last_words(served.folder) == "last words"
+        assert tracemalloc.get_traced_memory()[1] < MiB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def full(served):
+    """A server whose connections are all taken."""
+    (served.folder / "pid").write_text(str(os.getpid()))
+    address = served.streams().folder("db1") / serving.SOCKET
+    disk = SimpleNamespace(size=MiB)
+    with nbd_server.serving({"root": disk}, address), contextlib.ExitStack() as crowd:
+        for _ in range(nbd_server.MOST_CONNECTIONS):
+            client = crowd.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(address))
+            assert client.recv(1)
+        yield crowd
+
+
+@pytest.mark.usefixtures("another")  # it is alive
+def test_a_server_that_has_no_room_is_not_taken_for_dead(served, full, monkeypatch):
+    monkeypatch.setattr(serving, "_started", raising(AssertionError("another one is started")))
+    begun = time.monotonic()
+
+    assert serving.ensure(served, room=False).name == serving.SOCKET
+    with pytest.raises(TemporaryError, match=r"runs, and all of its connections are taken.*/nbd"):
+        serving.ensure(served)
+    assert time.monotonic() - begun < 20
+    full.close()
+    assert serving.ensure(served).name == serving.SOCKET
+
+
+def test_a_server_of_something_else_is_not_taken_for_ours(served, monkeypatch):
+    """Of another fleet, say, that calls a VM the same: its disks are not those that are to be restored."""
+    address = served.streams().folder("db1") / serving.SOCKET
+    started = []
+
+    def start(what):
+        started.append(what)
+        (served.folder / "log").write_text(f"cannot serve NBD at {address}: Address already in use\n")
+        return SimpleNamespace(poll=lambda: 2, terminate=lambda: None)
+
+    monkeypatch.setattr(serving, "_started", start)
+    with nbd_server.serving({"root": SimpleNamespace(size=MiB)}, address):
+        for noted in ("", "1"):
+            (served.folder / "pid").write_text(noted)
+            with pytest.raises(TemporaryError, match=r"does not come up: cannot serve NBD at .* in use"):
+                serving.ensure(served)
+    assert len(started) == 2
 
 
 def raising(error):

@@ -173,7 +173,7 @@ class NbdConnection:
             raise TemporaryError(f"{self._where}: cannot connect: {error}") from error
 
     def _negotiate(self, export: bytes) -> None:
-        magic, option, flags = struct.unpack(">8s8sH", self._receive(18))
+        magic, option, flags = struct.unpack(">8s8sH", self._greeting())
         if magic != nbd.MAGIC or option != nbd.OPTION_MAGIC or not flags & nbd.Handshake.FIXED_NEWSTYLE:
             raise self._broken(f"greeted with {(magic + option)!r}, expected fixed newstyle NBD")
         self._send_all(struct.pack(">I", nbd.Handshake.FIXED_NEWSTYLE | flags & nbd.Handshake.NO_ZEROES))
@@ -199,6 +199,14 @@ class NbdConnection:
                 self.size, self._flags = struct.unpack_from(">QH", body, 2)
                 return
         raise self._broken("did not say how large the export is")
+
+    def _greeting(self) -> bytes:
+        try:
+            return self._receive(18)
+        except TemporaryError as error:
+            raise TemporaryError(
+                f"{error} (before a greeting: all of its connections may be taken)"
+            ) from error
 
     def _option(self, option: int, data: bytes) -> list[tuple[int, bytes]] | None:
         """Return the replies before the acknowledgement, or None when the server declines."""

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from vmkeep.disks.device import Extent
 
 MOST_CONNECTIONS: Final = 32
-"""One more is closed at once. All together take 128 MiB at most: 8 threads each, with 512 KiB each."""
+"""One more is closed at once. All together take 128 MiB at most: 8 threads each, with 512 KiB each.
+
+Where more than half as many disks are served, it is twice their number: a VM has one for each."""
 _PAUSE_S: Final = 0.05
 
 _log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class NbdServer:
         self._lock = threading.Lock()
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._over = False
+        self._most = max(MOST_CONNECTIONS, 2 * len(exports))
+        self._full = False
         self._thread = threading.Thread(target=self._accept, name="nbd", daemon=True)
         self._thread.start()
 
@@ -93,7 +97,7 @@ class NbdServer:
                 continue
             thread = threading.Thread(target=self._serve, args=(connection,), name="nbd-client", daemon=True)
             with self._lock:
-                if self._over or len(self._connections) >= MOST_CONNECTIONS:
+                if self._over or self._is_full():
                     connection.close()
                     continue
                 try:
@@ -103,6 +107,14 @@ class NbdServer:
                     connection.close()
                     continue
                 self._connections[connection] = thread
+
+    def _is_full(self) -> bool:
+        """Tell whether all connections are taken; the log says once that they are."""
+        full = len(self._connections) >= self._most
+        if full and not self._full:
+            _log.warning("all %d connections are taken: NBD clients are sent away", self._most)
+        self._full = full
+        return full
 
     def _serve(self, connection: socket.socket) -> None:
         try:

@@ -120,7 +120,7 @@ def _follow(what: Serving, progress: Callable[[int], None], stop: threading.Even
     sizes: dict[str, int] = {}
     told = 0
     while serving.is_noted(what.folder):
-        serving.ensure(what)
+        serving.ensure(what, room=False)
         with serving.turn(what.folder) as ours:
             behind = (
                 streams.stream(what.target, bandwidth=what.bandwidth) if ours else streams.behind(what.target)

@@ -114,6 +114,7 @@ def _until_done(
 ) -> signal.Signals | None:
     """Wait; return the signal that came, or `None` when the server is not needed any more."""
     begun = renewed = time.monotonic()
+    doubts = _Doubts(what.target)
     while True:
         heard = signal.sigtimedwait(wanted, _LOOK_S)
         if heard is not None:
@@ -122,29 +123,53 @@ def _until_done(
             renewed = time.monotonic()
             with contextlib.suppress(VmkeepError):  # in a day again; there are several
                 served_point.keep(repository, what)
-        if not _needed(what, server, waited=time.monotonic() - begun):
+        if not _needed(what, server, doubts, waited=time.monotonic() - begun):
             return None
 
 
-def _needed(what: Serving, server: NbdServer, *, waited: float) -> bool:
+class _Doubts:
+    """Why it cannot be told whether a VM needs its server: logged when it changes, not at every look."""
+
+    def __init__(self, vm: str) -> None:
+        self._vm, self._last = vm, ""
+
+    def now(self, reason: str) -> None:
+        """Take note of the reason at this moment; empty: there is none."""
+        if reason and reason != self._last:
+            _log.warning("VM %s: %s", self._vm, reason)
+        elif self._last and not reason:
+            _log.info("VM %s: all is well again", self._vm)
+        self._last = reason
+
+
+def _needed(what: Serving, server: NbdServer, doubts: _Doubts, *, waited: float) -> bool:
     """Tell whether the VM needs the server, or may; let its data stream in if nobody else does."""
     try:
-        noted = serving.read(what.folder)
-        if not noted.in_place and (waited < serving.ABANDONED_S or server.connections):
-            return True
-        streams = what.streams()
-        with serving.turn(what.folder) as ours:
-            if not ours:
-                return True
-            behind = streams.behind(what.target)
-            if what.machine().exists(what.target) and (noted.wanted or not behind):
-                behind = streams.stream(what.target, bandwidth=noted.bandwidth)
-            return bool(behind)
+        needed = _asked(what, server, waited)
     except VmkeepError as error:
         if not serving.is_noted(what.folder):
             return False
-        _log.warning("VM %s: %s", what.target, error)
+        doubts.now(str(error))
         return True
+    if needed is None:  # whoever lets its data stream in will see
+        return True
+    doubts.now("")
+    return needed
+
+
+def _asked(what: Serving, server: NbdServer, waited: float) -> bool | None:
+    """Tell the same; `None`: it is another's turn to find out."""
+    noted = serving.read(what.folder)
+    if not noted.in_place and (waited < serving.ABANDONED_S or server.connections):
+        return True
+    streams = what.streams()
+    with serving.turn(what.folder) as ours:
+        if not ours:
+            return None
+        behind = streams.behind(what.target)
+        if what.machine().exists(what.target) and (noted.wanted or not behind):
+            behind = streams.stream(what.target, bandwidth=noted.bandwidth)
+        return bool(behind)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,13 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -43,6 +45,7 @@ from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories, served_point
 from vmkeep.operations.state import state_folder
 from vmkeep.operations.taken import write_whole
+from vmkeep.units import KiB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -59,6 +62,12 @@ _STARTS_S: Final = 120.0
 """How long a server may take until it answers: it opens the repository, which may be far."""
 _ENDS_S: Final = 30.0
 _POLL_S: Final = 0.02
+_FULL_S: Final = 1.0
+"""How long all connections of a server may be taken before whoever needs one is told."""
+_LAST_WORDS: Final = 64 * KiB
+"""How much of the end of a log is looked through for its last line."""
+_PEER: Final = struct.Struct("3i")
+"""Process, user, group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,19 +243,22 @@ def update(serving: Serving) -> None:
         new.replace(serving.folder / _NOTE)
 
 
-def ensure(serving: Serving) -> Path:
+def ensure(serving: Serving, *, room: bool = True) -> Path:
     """Return the socket of a server that answers; it is started if none does.
+
+    Args:
+        room: whether another client has to find a place; otherwise it is enough that the server runs.
 
     Raises:
         NotFoundError: nothing is served any more: a server that was there has seen the VM through.
-        TemporaryError: it does not come up; the message has its last words.
+        TemporaryError: it does not come up, and the message has its last words; or it has no room.
     """
     address = serving.streams().folder(serving.target) / SOCKET
-    if is_alive(serving.folder) and _answers(address):
+    if is_alive(serving.folder) and _is_ready(serving, address, room=room):
         return address
     process = _started(serving)
     deadline = time.monotonic() + _STARTS_S
-    while not _answers(address):
+    while not _is_ready(serving, address, room=room):
         ended = process.poll()
         if not is_noted(serving.folder):
             raise _nothing(serving.folder)
@@ -320,8 +332,8 @@ def end(folder: Path) -> None:
 
 def _signal(folder: Path, how: signal.Signals) -> None:
     """Send a signal to the server of a folder, and to no process that has its number by now."""
+    number = _noted_pid(folder)
     with contextlib.suppress(OSError, ValueError, IndexError):
-        number = int((folder / "pid").read_text())
         process = os.pidfd_open(number)
         try:
             words = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
@@ -430,20 +442,62 @@ def my_turn(folder: Path) -> Iterator[None]:
 
 def last_words(folder: Path) -> str:
     """Return the end of a server's log."""
-    with contextlib.suppress(OSError):
-        lines = (folder / "log").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
-    return "it said nothing"
+    lines = []
+    with contextlib.suppress(OSError), (folder / "log").open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - _LAST_WORDS))
+        lines = log.read(_LAST_WORDS).decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
 
 
-def _answers(address: Path) -> bool:
+class _Answer(Enum):
+    """Who is at a socket."""
+
+    NOBODY = 1
+    STRANGER = 2
+    """Another process than the server of our folder: what it serves is not what is noted."""
+    FULL = 3
+    """Our server, which closes one connection more at once."""
+    READY = 4
+
+
+def _is_ready(serving: Serving, address: Path, *, room: bool) -> bool:
+    """Tell whether the server of a folder answers.
+
+    Raises:
+        TemporaryError: it does, and has no room for another client.
+    """
+    deadline = time.monotonic() + _FULL_S
+    # One that is just ending closes connections, too.
+    while (answer := _ask(address, serving.folder)) is _Answer.FULL and is_alive(serving.folder):
+        if not room:
+            return True
+        if time.monotonic() > deadline:
+            raise TemporaryError(
+                f"VM {serving.target}: the server of its recovery point runs, and all of its connections are "
+                f"taken: end what else reads from {address}, and try again"
+            )
+        time.sleep(_POLL_S)
+    return answer is _Answer.READY
+
+
+def _ask(address: Path, folder: Path) -> _Answer:
     with socket.socket(socket.AF_UNIX) as asking:
         asking.settimeout(_STARTS_S)
         try:
             asking.connect(str(address))
-            return bool(asking.recv(1))
+            # See: unix(7), SO_PEERCRED: who listened there; 0 where its process cannot be seen from here.
+            peer, _, _ = _PEER.unpack(asking.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+            if peer not in {0, _noted_pid(folder)}:
+                return _Answer.STRANGER
+            return _Answer.READY if asking.recv(1) else _Answer.FULL
         except OSError:
-            return False
+            return _Answer.NOBODY
+
+
+def _noted_pid(folder: Path) -> int:
+    with contextlib.suppress(OSError, ValueError):
+        return int((folder / "pid").read_text())
+    return -1
 
 
 def _looked_up(file: FleetFile) -> dict[str, dict[str, str]]:
