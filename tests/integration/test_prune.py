@@ -3,6 +3,8 @@
 import contextlib
 import json
 import random
+import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -217,9 +219,12 @@ def test_what_is_held_stays_and_everybody_sees_why(saved, capfd):
 
 def test_a_hold_that_is_over_is_over(saved, capfd):
     oldest = saved.points("db1")[0].session
-    how = ["--name", "audit", "--reason", "annual report", "--until", "2020-01-01", "-f", str(saved.path)]
-    assert main(["hold", "db1", oldest, *how]) == 0
+    how = ["hold", "db1", oldest, "--name", "audit", "--reason", "annual report", "-f", str(saved.path)]
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
+    assert main([*how, "--until", "2020-01-01"]) == 2
+    assert main([*how, "--until", f"{soon:%Y-%m-%dT%H:%M:%S%z}"]) == 0
 
+    time.sleep(max(0.0, (soon - datetime.now(UTC)).total_seconds()))
     prune(saved, capfd)
 
     assert oldest not in [point.session for point in saved.points("db1")]

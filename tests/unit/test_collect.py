@@ -13,7 +13,7 @@ from vmkeep.errors import (
     TemporaryError,
     UnsupportedError,
 )
-from vmkeep.repository import Repository
+from vmkeep.repository import Repository, layout
 from vmkeep.repository.manifest import SavedComponent
 from vmkeep.repository.pins import new_reader
 from vmkeep.repository.roles import ROLES
@@ -422,3 +422,47 @@ def test_what_verdicts_know_is_carried_on_and_old_ones_are_closed(repository, tm
         assert again(repository).verify(each).sound
     assert again(repository).check_objects() == []
     assert kept.session in {each.session for each in again(repository).points()}
+
+
+@pytest.fixture
+def twice(repository, tmp_path):
+    """The same disk, stored by two sessions at once; its points, and the packs of the newer session."""
+    sessions = [repository.begin(vm=vm, run="run-1", spool=tmp_path / vm) for vm in ("db1", "db2")]
+    points, packs = [], []
+    for session in sorted(sessions, key=lambda each: each.id):
+        before = set(objects(repository, "packs/"))
+        save(session, OLD)
+        session.upload()
+        packs = sorted(set(objects(repository, "packs/")) - before)
+    for session, vm in zip(sessions, ("db1", "db2"), strict=True):
+        with session:
+            points.append(session.seal(point(session.recorded(), vm)))
+    return points, packs
+
+
+def test_a_copy_whose_pack_is_gone_is_never_counted_on(repository, twice):
+    points, packs = twice
+    for pack in packs:
+        repository.store.delete(pack)
+
+    again(repository).collect(repack_below=0.9)
+
+    assert [contents(again(repository), each) for each in points] == [OLD, OLD]
+
+
+def test_a_copy_that_was_found_to_be_damaged_is_never_counted_on(repository, twice):
+    points, packs = twice
+    for pack in packs:
+        body = bytearray(repository.store.get(pack))
+        for at in range(100, len(body), 500):
+            body[at] ^= 1
+        repository.store.delete(pack)
+        repository.store.put_if_absent(pack, bytes(body))
+    found = again(repository).scrub()
+
+    as_role("collector", repository).collect(repack_below=0.9)
+
+    assert {layout.pack(name) for name in found.broken} == {*packs}
+    assert found.damages == ()
+    assert [contents(again(repository), each) for each in points] == [OLD, OLD]
+    assert again(repository).scrub().sound

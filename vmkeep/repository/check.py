@@ -83,7 +83,7 @@ def check_packs(
     faults = {fault.pack: fault for fault in missing_packs(store, committed)}
     packs = committed.current().packs
     when = now or datetime.now(UTC)
-    times = scrubbed.read(store, keys, when, quick=True)
+    times = scrubbed.read(store, keys, when, kind=scrubbed.QUICK)
     chosen = scrubbed.longest_unchecked(packs, times, share)
     whole = [pack for pack in chosen if layout.pack(pack.name) not in faults]
     count, differing = _compare(store, whole, committed.checksums())
@@ -92,7 +92,7 @@ def check_packs(
     times = {name: time for name, time in times.items() if name in there}
     times |= dict.fromkeys((pack.name for pack in chosen), when)
     with contextlib.suppress(AccessError):  # a writer may not remember, and looks at all again
-        scrubbed.remember(store, keys, times, when, quick=True)
+        scrubbed.remember(store, keys, times, when, kind=scrubbed.QUICK)
     oldest = min(times.values(), default=None) if times.keys() >= there else None
     return QuickReport(len(chosen), len(packs), count, oldest, together)
 

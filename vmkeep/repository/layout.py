@@ -133,9 +133,9 @@ def forgotten(session: str, part: int = 1) -> str:
     return f"{FORGOTTEN}{session}" if part == 1 else f"{FORGOTTEN}{session}.{part}"
 
 
-def verified(number: str, *, quick: bool = False) -> str:
-    """Return the key of an object that says when packs were read back, or *quick* compared."""
-    return f"{VERIFIED}{'quick.' if quick else ''}{number}"
+def verified(number: str, kind: str = "") -> str:
+    """Return the key of an object that says when packs were read back, or what else a *kind* of it says."""
+    return f"{VERIFIED}{kind}{number}"
 
 
 def collection(number: str, part: str) -> str:

@@ -1,7 +1,8 @@
 """Which packs are needed: of every chunk that a kept recovery point needs, one copy.
 
 A chunk lies in two packs when two sessions stored it at the same time, or when a sparse pack was rewritten.
-The copy of the newest session is the one that is needed, so that the others go. Two collections must not
+The copy of the newest session is the one that is needed, so that the others go; but no copy in a pack that is
+not there, cut off, or known to be damaged, as long as there is another. Two collections must not
 delete both, each counting on the other's: none counts on a pack that another has condemned. Whoever condemns
 later sees what was condemned before, so the last of them all spares the copy that it counts on.
 """
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from vmkeep.errors import IntegrityError, NotFoundError
+from vmkeep.repository import layout, scrubbed
 from vmkeep.repository.committed import list_points
 from vmkeep.repository.mark import live_chunks
 from vmkeep.repository.pack import RECORD
@@ -77,7 +79,7 @@ def choose(live: Live, sessions: Mapping[bytes, str], fate_open: frozenset[bytes
 
     Args:
         sessions: by pack, the session that stored it.
-        fate_open: packs that others may delete at any moment.
+        fate_open: packs that others may delete at any moment, or which may not be whole.
     """
     index = live.index
     order = sorted(
@@ -130,7 +132,15 @@ class Survey:
         # First: what is decided in between is found among the dead, which the index leaves out.
         fate_open = committed.collections.pending(but=but)
         live, sessions = self._live()
-        return choose(live, sessions, fate_open)
+        return choose(live, sessions, fate_open | self._doubtful(live.index))
+
+    def _doubtful(self, index: Index) -> frozenset[bytes]:
+        """Return the packs that are not there as they should be, or in which damage was found."""
+        store = self._repository.store
+        # Behind the index: all that it knows was put before.
+        there = {layout.pack_name(info.key): info.size for info in store.list(layout.PACKS)}
+        wrong = {pack.name for pack in index.packs if there.get(pack.name) != pack.size}
+        return frozenset(wrong | scrubbed.broken(store, self._repository.keys))
 
     def _live(self) -> tuple[Live, Mapping[bytes, str]]:
         repository, committed = self._repository, self._repository.committed

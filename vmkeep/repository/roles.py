@@ -57,7 +57,15 @@ ROLES: Final = {
     # It reads packs for the leaves of trees, puts VOID at the decisions of the dead, and tombstones. It puts
     # packs and an index where it rewrites those of which little is needed.
     COLLECTOR: Rights(
-        read=(*_OPENING, *_DECISIONS, layout.OPEN, layout.PACKS, layout.RUNS, layout.DRILLS),
+        read=(
+            *_OPENING,
+            *_DECISIONS,
+            layout.OPEN,
+            layout.PACKS,
+            layout.RUNS,
+            layout.DRILLS,
+            layout.VERIFIED,
+        ),
         put=(
             layout.OPEN,
             layout.PACKS,

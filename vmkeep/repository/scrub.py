@@ -98,6 +98,7 @@ class _Scrub:
         times = {name: time for name, time in times.items() if name in there}
         times |= dict.fromkeys(wanted & there, self._now)
         scrubbed.remember(repository.store, repository.keys, times, self._now)
+        scrubbed.remember_broken(repository.store, repository.keys, self._broken, self._now)
         damages, problems = self._concerned(there)
         return ScrubReport(
             packs=len(chosen),

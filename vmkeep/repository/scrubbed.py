@@ -2,6 +2,7 @@
 
     verified/<id>          name 16 | minutes since 1970 u32    for each pack that was read back, encrypted
     verified/quick.<id>    the same for each pack that was compared without reading it
+    verified/broken.<id>   the same for each pack in which damage was found
 
 Each object tells all that was known when it was put; of two that were put at the same time both count.
 None is needed for a restore, so what is damaged or missing is as if it had never been checked.
@@ -18,12 +19,15 @@ from vmkeep.errors import AccessError, IntegrityError, NotFoundError
 from vmkeep.repository import layout, sealed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from vmkeep.repository.crypto import Keys
     from vmkeep.repository.index import PackInfo
     from vmkeep.stores.base import Store
 
+READ: Final = ""
+QUICK: Final = "quick."
+BROKEN: Final = "broken."
 _KIND: Final = "verified"
 _ENTRY: Final = struct.Struct("<16sI")
 _KEPT: Final = 3
@@ -34,37 +38,47 @@ _SKEW: Final = timedelta(hours=1)
 _MINUTE: Final = timedelta(minutes=1)
 
 
-def read(store: Store, keys: Keys, now: datetime, *, quick: bool = False) -> dict[bytes, datetime]:
+def read(store: Store, keys: Keys, now: datetime, *, kind: str = READ) -> dict[bytes, datetime]:
     """Return when each pack was checked the last time, by its name; those that never were are left out.
 
     So are times that have not come: a clock was not right, and such a pack would never have its turn again.
     """
     latest: dict[bytes, int] = {}
-    latest_minute = (now + _SKEW - _EPOCH) // _MINUTE
-    for key in _listed(store, quick=quick)[-_KEPT:]:
-        with contextlib.suppress(IntegrityError, NotFoundError, AccessError):
-            for name, minutes in _ENTRY.iter_unpack(sealed.unseal(keys, _KIND, key, store.get(key))):
-                if minutes <= latest_minute:
-                    latest[name] = max(minutes, latest.get(name, 0))
+    last = (now + _SKEW - _EPOCH) // _MINUTE
+    for name, minutes in _entries(store, keys, kind):
+        if minutes <= last:
+            latest[name] = max(minutes, latest.get(name, 0))
     return {name: _EPOCH + minutes * _MINUTE for name, minutes in latest.items()}
 
 
 def remember(
-    store: Store, keys: Keys, times: Mapping[bytes, datetime], now: datetime, *, quick: bool = False
+    store: Store, keys: Keys, times: Mapping[bytes, datetime], now: datetime, *, kind: str = READ
 ) -> None:
     """Put when packs were checked: all of them, not only those of this time."""
     # Behind all that is there: the newest few are read, also after a clock was ahead.
-    before = [found for key in _listed(store, quick=quick) if layout.is_session_id(found := _id(key))]
-    key = layout.verified(layout.new_session_id(now, after=before[-1:]), quick=quick)
+    before = [key.removeprefix(layout.verified("", kind)) for key in _listed(store, kind)[-1:]]
+    key = layout.verified(layout.new_session_id(now, after=before), kind)
     body = b"".join(
         _ENTRY.pack(name, max(0, (time - _EPOCH) // _MINUTE)) for name, time in sorted(times.items())
     )
     store.put_if_absent(key, sealed.seal(keys, _KIND, key, body))
 
 
+def broken(store: Store, keys: Keys) -> frozenset[bytes]:
+    """Return the names of packs in which damage was found, as far as that is remembered."""
+    return frozenset(name for name, _ in _entries(store, keys, BROKEN))
+
+
+def remember_broken(store: Store, keys: Keys, names: Iterable[bytes], now: datetime) -> None:
+    """Remember in which packs damage was found; what is remembered stays so."""
+    known = broken(store, keys)
+    if not known.issuperset(names := frozenset(names)):
+        remember(store, keys, dict.fromkeys(known | names, now), now, kind=BROKEN)
+
+
 def superseded(store: Store) -> Iterable[str]:
     """Return the keys of objects that are not read any more."""
-    return [key for quick in (False, True) for key in _listed(store, quick=quick)[:-_KEPT]]
+    return [key for kind in (READ, QUICK, BROKEN) for key in _listed(store, kind)[:-_KEPT]]
 
 
 def longest_unchecked(
@@ -82,11 +96,15 @@ def longest_unchecked(
     return chosen
 
 
-def _id(key: str) -> str:
-    return key.removeprefix(layout.verified("", quick=True)).removeprefix(layout.VERIFIED)
+def _entries(store: Store, keys: Keys, kind: str) -> Iterator[tuple[bytes, int]]:
+    """Yield pack and minutes of all that the newest objects of a kind say."""
+    for key in _listed(store, kind)[-_KEPT:]:
+        with contextlib.suppress(IntegrityError, NotFoundError, AccessError):
+            yield from _ENTRY.iter_unpack(sealed.unseal(keys, _KIND, key, store.get(key)))
 
 
-def _listed(store: Store, *, quick: bool) -> list[str]:
+def _listed(store: Store, kind: str) -> list[str]:
     """Return the keys of one kind of objects, in order of time."""
-    start = layout.verified("", quick=True)
-    return sorted(info.key for info in store.list(layout.VERIFIED) if info.key.startswith(start) == quick)
+    start = layout.verified("", kind)
+    keys = (info.key for info in store.list(layout.VERIFIED))
+    return sorted(key for key in keys if key.startswith(start) and layout.is_session_id(key[len(start) :]))
