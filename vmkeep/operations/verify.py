@@ -83,8 +83,8 @@ def _scrub(run: Run, progress: Callable[[int], None]) -> StepReport:
     if report.broken and not report.damages:
         names = ", ".join(name.hex() for name in report.broken[:_SHOWN])
         wrong.append(
-            f"{len(report.broken)} pack(s) are damaged, and nothing is lost: that lies elsewhere, too, or no kept "
-            f"recovery point needs it; 'vmkeep prune' removes them: {names}"
+            f"{len(report.broken)} pack(s) are damaged, and nothing is lost: it lies elsewhere, too, or no "
+            f"kept recovery point needs it; 'vmkeep prune' removes them: {names}"
         )
     if wrong:
         raise IntegrityError("\n".join(wrong))
