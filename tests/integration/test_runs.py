@@ -327,8 +327,13 @@ def test_a_signal_never_loses_a_step_that_has_just_ended(site, monkeypatch):
 
     monkeypatch.setattr(Run, "remember", at_the_worst_moment)
 
-    with pytest.raises(KeyboardInterrupt):
-        site.run("backup")
+    # Where the tests run in the background of a shell, they were started with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            site.run("backup")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
     (run,) = (state_folder("site") / "runs").iterdir()
     assert '"release app1", "state": "succeeded"' in (run / "outcomes").read_text()

@@ -20,7 +20,8 @@ class Run:
 
 
 @pytest.fixture
-def screen():
+def screen(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")  # a dumb one gets no bars
     return io.StringIO()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape, quoteattr
 
@@ -19,7 +20,10 @@ _WIDE: Final = frozenset("mwMWQO@%")
 
 def text_width(text: str, size: float) -> float:
     """Return about how wide *text* is in a sans-serif font of *size* pixels; rather too much."""
-    return size * sum(0.38 if letter in _NARROW else 0.95 if letter in _WIDE else 0.64 for letter in text)
+    # Python 3.12 adds up better than 3.11 does: so that pictures are the same in all releases.
+    return size * math.fsum(
+        0.38 if letter in _NARROW else 0.95 if letter in _WIDE else 0.64 for letter in text
+    )
 
 
 def shortened(text: str, size: float, width: float) -> str:
