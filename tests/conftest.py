@@ -39,3 +39,21 @@ def libvirtd(libvirt_daemon):
     libvirt_daemon.define_pool("default")
     yield libvirt_daemon
     libvirt_daemon.clear()
+
+
+@pytest.fixture(scope="session")
+def second_libvirt_daemon():
+    """A second host."""
+    with (
+        tempfile.TemporaryDirectory(prefix="vmkeep-libvirtd.") as folder,
+        run_libvirtd(Path(folder)) as server,
+    ):
+        yield server
+
+
+@pytest.fixture
+def second_libvirtd(second_libvirt_daemon):
+    """Another host, without VMs and pools."""
+    second_libvirt_daemon.clear()
+    yield second_libvirt_daemon
+    second_libvirt_daemon.clear()

@@ -1,13 +1,10 @@
 """A VM that moves to another host and back while it runs: no recovery point is ever wrong."""
 
 import subprocess
-import tempfile
-from pathlib import Path
 
 import libvirt
 import pytest
 
-from vmkeep.testing.libvirtd import libvirtd as run_libvirtd
 from vmkeep.testing.rack import Rack
 from vmkeep.units import MiB
 
@@ -17,21 +14,6 @@ VMS = "vms:\n  db1: {disks: [{name: root, size: 32MiB}]}\n"
 DISK = 32 * MiB
 LIVE = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNSAFE
 """Unsafe is libvirt's word for disks on no cluster's file system; both hosts are this machine."""
-
-
-@pytest.fixture(scope="module")
-def second_daemon():
-    with (
-        tempfile.TemporaryDirectory(prefix="vmkeep-libvirtd.") as folder,
-        run_libvirtd(Path(folder)) as host,
-    ):
-        yield host
-
-
-@pytest.fixture
-def second_host(second_daemon):
-    yield second_daemon
-    second_daemon.clear()
 
 
 @pytest.fixture
@@ -70,9 +52,9 @@ def write(rack, at):
 
 
 @pytest.mark.parametrize("flags", [0, libvirt.VIR_MIGRATE_UNDEFINE_SOURCE], ids=["kept", "undefined"])
-def test_a_vm_that_moved_is_read_in_full_once_and_said_to_be(rack, second_host, flags):
+def test_a_vm_that_moved_is_read_in_full_once_and_said_to_be(rack, second_libvirtd, flags):
     write(rack, "20M")
-    move(rack, second_host, flags)
+    move(rack, second_libvirtd, flags)
     write(rack, "21M")
 
     told, read = saved(rack)
@@ -87,9 +69,9 @@ def test_a_vm_that_moved_is_read_in_full_once_and_said_to_be(rack, second_host, 
 
 
 @pytest.mark.parametrize("flags", [0, libvirt.VIR_MIGRATE_UNDEFINE_SOURCE], ids=["kept", "undefined"])
-def test_a_vm_that_came_back_misses_nothing_that_was_written_elsewhere(rack, second_host, flags):
+def test_a_vm_that_came_back_misses_nothing_that_was_written_elsewhere(rack, second_libvirtd, flags):
     first = rack.daemon
-    move(rack, second_host, flags)
+    move(rack, second_libvirtd, flags)
     write(rack, "21M")
     saved(rack)
     write(rack, "22M")
@@ -104,13 +86,13 @@ def test_a_vm_that_came_back_misses_nothing_that_was_written_elsewhere(rack, sec
     assert (read < 8 * MiB) == (flags == 0) == ("in full" not in told)
 
 
-def test_a_vm_that_moved_with_its_disk_to_another_place_is_read_in_full(rack, second_host, tmp_path):
+def test_a_vm_that_moved_with_its_disk_to_another_place_is_read_in_full(rack, second_libvirtd, tmp_path):
     there = tmp_path / "there.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(there), str(DISK)], check=True)
     (image,) = rack.hypervisor.images("db1")
     xml = rack.domain("db1").XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE).replace(str(image.path), str(there))
     move(
-        rack, second_host, libvirt.VIR_MIGRATE_NON_SHARED_DISK, destination_xml=xml, persistent_xml=xml,
+        rack, second_libvirtd, libvirt.VIR_MIGRATE_NON_SHARED_DISK, destination_xml=xml, persistent_xml=xml,
         migrate_disks=["vda"],
     )  # fmt: skip
     (image,) = rack.hypervisor.images("db1")

@@ -216,16 +216,25 @@ def test_a_disk_that_was_not_saved_is_refused_before_anything_is_touched(rack):
         rack.run("restore", disks=["data"], rename={"db1": "db2"})
 
 
-def test_a_vm_is_restored_to_another_hypervisor_of_the_fleet(rack):
+@pytest.mark.parametrize("rename", [{}, {"db1": "db2"}], ids=["as itself", "as a copy"])
+def test_a_vm_of_a_host_that_was_lost_comes_back_on_another(rack, second_libvirtd, rename):
     before = digests(rack, "db1")
     rack.domain("db1").destroy()
-    other = f'hypervisors: {{there: {{driver: libvirt, uri: "{rack.daemon.uri}&there=1"}}, here: '
-    rack.path.write_text(rack.path.read_text().replace("hypervisors: {here: ", other))
+    rack.domain("db1").undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    second_libvirtd.define_pool("default")
+    there = f'there: {{driver: libvirt, uri: "{second_libvirtd.uri}", sockets: "{second_libvirtd.sockets}"}}'
+    rack.path.write_text(
+        rack.path.read_text().replace("hypervisors: {here: ", f"hypervisors: {{{there}, here: ")
+    )
 
-    report = rack.run("restore", rename={"db1": "db2"}, hypervisor="there")
+    report = rack.run("restore", rename=rename, hypervisor="there")
+
     assert report.exit_code == 0, report.errors
-    assert report.steps["place db1"].text == "on there as db2"
-    assert digests(rack, "db2") == before
+    vm = rename.get("db1", "db1")
+    assert "on there" in report.steps["place db1"].text
+    rack.daemon = second_libvirtd
+    assert digests(rack, vm) == before
+    assert rack.domain(vm).isActive()
 
 
 def test_after_a_restore_nothing_is_inherited_from_the_disk_that_was_replaced(rack):
