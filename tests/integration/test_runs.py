@@ -8,6 +8,7 @@ from datetime import datetime
 
 import pytest
 
+from vmkeep.cli import main
 from vmkeep.errors import ConflictError, InputError, IntegrityError, NotFoundError, SourceChangedError
 from vmkeep.operations import backup, direct, holds, lifecycle, repositories, steps
 from vmkeep.operations.prepare import prepare
@@ -439,6 +440,16 @@ def test_all_that_is_stored_is_verified_and_damage_names_every_point(site):
     assert sound.exit_code == 0
     assert damaged.exit_code == 4
     assert f"db1/filesystems.data of {old.session}: disk data" in str(damaged.errors["verify packs"])
+
+
+def test_state_that_cannot_be_kept_says_where_and_what_to_do(site, monkeypatch, tmp_path, capfd):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "file"))
+
+    assert main(["backup", "--direct", "-f", str(site.path)]) == 6
+
+    assert "VMKEEP_STATE names another place" in capfd.readouterr().err
+    assert site.points("db1") == []
 
 
 @pytest.mark.parametrize("name", ["../evil", "/evil", "-dash", "has space", ".", "x" * 64])

@@ -58,3 +58,15 @@ def test_the_entry_points_are_those_that_are_tested():
         "vmkeep": "vmkeep.cli:main",
         **{name: f"vmkeep.cli.classic:{name}" for name in classic},
     }
+
+
+def test_an_output_that_is_full_is_one_clear_line():
+    program = "from vmkeep.cli import main; import sys; sys.exit(main(['schema']))"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+
+    assert done.stderr.startswith("vmkeep: No space left on device")
+    assert "Traceback" not in done.stderr
+    assert done.returncode != 0

@@ -74,6 +74,12 @@ def run_program(app: typer.Typer, name: str, arguments: Sequence[str] | None = N
             traceback.print_exc()
         complain(str(error), name)
         return error.exit_code
+    except OSError as error:  # this machine: a disk that is full, a folder that is none
+        if os.environ.get("VMKEEP_DEBUG"):
+            traceback.print_exc()
+        told = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        complain(f"{told}; VMKEEP_DEBUG=1 shows where", name)
+        return VmkeepError.exit_code
     return 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from vmkeep.operations.report import RunReport
     from vmkeep.planning.drilled import DrillResult
+
+RESUMED: Final = frozenset({"backup", "restore"})
+"""The operations whose commands have `--resume`."""
 
 
 def print_report(report: RunReport) -> None:
@@ -53,7 +56,7 @@ def print_report(report: RunReport) -> None:
     out().print(Text.assemble((f"{report.operation} {word}", "bold red"), f": {done}"))
     for line in _troubles(report):
         out().print(Text(f"  {line}", "red"))
-    if report.operation in {"backup", "restore"}:
+    if report.operation in RESUMED:
         out().print(Text(f"  --resume {report.run} repeats only what did not succeed"))
 
 

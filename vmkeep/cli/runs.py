@@ -9,8 +9,8 @@ import typer
 
 from vmkeep.cli.console import complain, err, print_json
 from vmkeep.cli.fleet_file import load
+from vmkeep.cli.results import RESUMED, print_report
 from vmkeep.cli.results import as_json as report_json
-from vmkeep.cli.results import print_report
 from vmkeep.cli.watch import watcher
 from vmkeep.operations import prepare
 from vmkeep.operations.direct import run_direct
@@ -42,7 +42,10 @@ def carry_out(request: Request, mode: Mode) -> None:
             report = _run(request, mode, watch)
         except KeyboardInterrupt:
             if watch.run:
-                complain(f"run {watch.run} was interrupted; --resume {watch.run} continues it")
+                again = (
+                    f"--resume {watch.run} continues it" if request.operation in RESUMED else "call it again"
+                )
+                complain(f"run {watch.run} was interrupted; {again}")
             raise
     if mode.as_json:
         print_json(report_json(report))

@@ -49,7 +49,7 @@ def require_free(hypervisor: Hypervisor, name: str, request: Request) -> None:
             )
         raise InputError(
             f"VM {target} exists: say --overwrite to replace what is restored, or restore it under "
-            f"another name with --as {name}={name}-restored"
+            f"another name with 'vmkeep restore {name} --as {name}={name}-restored'"
         )
 
 

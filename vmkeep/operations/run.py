@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from vmkeep import fleet as fleets
 from vmkeep.components.guest import GuestFiles
-from vmkeep.errors import ConflictError, InputError, NotFoundError
+from vmkeep.errors import AccessError, ConflictError, InputError, NotFoundError
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.request import Request
@@ -92,14 +92,23 @@ class Run:
 
     @classmethod
     def begin(cls, run_id: str, request: Request, plan: Plan, points: Mapping[str, str] | None = None) -> Run:
-        """Start a run: its folder is made, and what died before it is cleared away."""
-        runs = state_folder(plan.fleet) / "runs"
-        folder = runs / run_id
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Start a run: its folder is made.
+
+        Raises:
+            AccessError: it cannot be.
+        """
+        folder = state_folder(plan.fleet) / "runs" / run_id
         content = {
             "request": request.model_dump(mode="json"), "plan": plan.to_json(), "points": dict(points or {}),
         }  # fmt: skip
-        write_whole(folder / "run.json", json.dumps(content).encode())
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_whole(folder / "run.json", json.dumps(content).encode())
+        except OSError as error:
+            raise AccessError(
+                f"cannot keep the state of runs in {folder.parent}: {error.strerror}; "
+                "VMKEEP_STATE names another place"
+            ) from error
         return cls(folder, request, plan, points or {})
 
     @classmethod

@@ -13,7 +13,7 @@ def state_folder(fleet: str) -> Path:
     not uploaded yet.
     """
     root = os.environ.get("VMKEEP_STATE")
-    if root is None:
+    if not root:
         root = os.path.join(os.environ.get("XDG_STATE_HOME", "~/.local/state"), "vmkeep")  # noqa: PTH118
     return Path(root).expanduser() / fleet
 
