@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import libvirt
@@ -293,6 +294,34 @@ def test_another_restore_takes_the_place_of_one_whose_data_streams_in(rack):
     assert {disk: rack.content("db1", disk) for disk in before} == {k: bytes(v) for k, v in before.items()}
     until(lambda: not [*serving.all_of(rack.file)])
     assert len([*(rack.daemon.pools / "default").iterdir()]) == 2
+
+
+@pytest.fixture
+def twice(rack):
+    """A VM that was saved twice, and was restored instantly from the first point: it is powered off."""
+    before, first = expected(rack), rack.points("db1")[-1].session
+    rack.pause("db1")
+    rack.poke("db1", "root", at="4M", length="8M", pattern=0x99)
+    rack.domain("db1").destroy()
+    assert rack.run("backup").exit_code == 0
+    report_of_a_killed_restore(rack, rename={}, overwrite=True, points={"db1": first})
+    write(rack, ("root", 20 * MiB, 4096, 0x55), vm="db1")
+    rack.domain("db1").destroy()
+    before["root"][20 * MiB : 20 * MiB + 4096] = bytes([0x55]) * 4096
+    return rack, before
+
+
+def test_a_vm_never_runs_over_another_point_than_the_one_that_it_was_restored_from(twice):
+    rack, _ = twice
+    what = served(rack, "db1")
+    serving.end(what.folder)
+    for name in ("pin", "point"):
+        (what.folder / name).unlink()
+    serving.write(replace(what, session=rack.points("db1")[-1].session))
+
+    with pytest.raises(SourceError, match="export"):
+        instant.power_on(served(rack, "db1"))
+    assert not rack.domain("db1").isActive()
 
 
 def test_a_fleet_that_is_given_another_name_keeps_its_vms_and_their_servers(rack, capsys):

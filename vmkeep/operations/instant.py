@@ -46,12 +46,13 @@ def serve(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
         repository=run.request.repository,
         run=run.id,
         disks=tuple(refs),
+        by_point=True,
     )
     _replace_other(what, serving.folder_of(run.file, what.hypervisor, target))
     serving.write(what)
     try:
         address = serving.ensure(what)
-        served = {disk: ServedDisk(ref.size, address, disk) for disk, ref in refs.items()}
+        served = {disk: ServedDisk(ref.size, address, what.export(disk)) for disk, ref in refs.items()}
         what.streams().overlay(target, served)
     except BaseException:
         with contextlib.suppress(VmkeepError):  # it ends by itself when nothing lies on its disks for long

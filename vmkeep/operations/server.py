@@ -76,7 +76,7 @@ def _serve(what: Serving, wanted: set[signal.Signals]) -> None:
         repository = stack.enter_context(repositories.open_repository(what.file))
         point = served_point.keep(repository, what)
         disks = {
-            name: stack.enter_context(repository.open_disk(ref, patience_s=_PATIENCE_S))
+            what.export(name): stack.enter_context(repository.open_disk(ref, patience_s=_PATIENCE_S))
             for name, ref in whole_disks(point).items()
             if name in what.disks
         }

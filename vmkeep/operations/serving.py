@@ -93,6 +93,8 @@ class Serving:
     """Whether its data is to stream in; until then it runs from the server."""
     bandwidth: int = 0
     """Of each disk, in bytes a second; 0: as fast as it goes."""
+    by_point: bool = False
+    """Whether the exports are called after the recovery point, too; those of older versions are not."""
     kept_in: str = field(default="", compare=False)
     """The folder that it was read from: it stays the same when the fleet is given another name."""
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
@@ -101,6 +103,14 @@ class Serving:
     def file(self) -> FleetFile:
         """The fleet file, as it is now."""
         return fleets.load(Path(self.fleet)).at(self.repository)
+
+    def export(self, disk: str) -> str:
+        """Return what a disk is called at the server.
+
+        An overlay names it in its header: over the disk of another recovery point it would be no disk at all,
+        so that must not be found there.
+        """
+        return f"{disk}.{self.session}" if self.by_point else disk
 
     @property
     def folder(self) -> Path:
