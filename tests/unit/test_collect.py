@@ -466,3 +466,18 @@ def test_a_copy_that_was_found_to_be_damaged_is_never_counted_on(repository, twi
     assert found.damages == ()
     assert [contents(again(repository), each) for each in points] == [OLD, OLD]
     assert again(repository).scrub().sound
+
+
+def test_a_damaged_record_of_who_is_at_work_says_what_to_do(repository, tmp_path):
+    with repository.begin(vm="db1", run="run-1", spool=tmp_path / "s") as session:
+        key = layout.open_record(session.id)
+    repository.store.delete(key)
+    repository.store.put_if_absent(key, b"rubbish that is no record at all, though long enough for one")
+
+    with pytest.raises(
+        IntegrityError, match="UTC: when no vmkeep of that time is any more, delete that object"
+    ):
+        again(repository).collect()
+
+    repository.store.delete(key)
+    again(repository).collect()

@@ -6,10 +6,11 @@ import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmkeep.errors import NotFoundError, SourceError, UnsupportedError, VmkeepError
+from vmkeep.errors import AccessError, NotFoundError, SourceError, UnsupportedError, VmkeepError
 from vmkeep.fleet import PRIMARY
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
+from vmkeep.repository.reindex import reindex
 from vmkeep.repository.repair import repair
 from vmkeep.repository.repair_live import repair_from_disks
 
@@ -50,13 +51,23 @@ def mend(file: FleetFile, repository: str | None = None, *, live: bool = True) -
     target = repository or PRIMARY
     others = [name for name in (PRIMARY, *file.fleet.repository.copies) if name != target]
     with repositories.open_repository(file.at(repository)) as damaged:
+        indexes, problems = _reindexed(damaged)
         found = damaged.scrub()
         work = _Work(damaged, found)
+        work.done += indexes
         for name in others:
             work.from_copy(file, name)
         if live:
             work.from_disks(file)
-    return Outcome(found, tuple(work.done), work.stored, work.still())
+    return Outcome(found, tuple(work.done), work.stored, (*problems, *work.still()))
+
+
+def _reindexed(repository: Repository) -> tuple[list[str], list[str]]:
+    """Make lost indexes again; return which, and why it could not be done."""
+    try:
+        return [f"the index of session {session} from the packs" for session in reindex(repository)], []
+    except AccessError as error:
+        return [], [f"a damaged index: {error}"]
 
 
 class _Work:

@@ -104,6 +104,8 @@ class CommittedIndex:
         """The packs in each index object, also those that are deleted."""
         self.lost: frozenset[str] = frozenset()
         """Sessions whose index is missing, although their points are kept, or damaged."""
+        self.damaged: frozenset[str] = frozenset()
+        """The index objects that cannot be read."""
 
     def sessions(self) -> dict[bytes, str]:
         """Return which session stored each pack that an index mentions."""
@@ -145,6 +147,7 @@ class CommittedIndex:
             self._salvaged = None
         self._dead |= dead
         self._loaded = frozenset(wanted - broken)
+        self.damaged = frozenset(broken)
         self.lost = frozenset(without | {layout.session_of_index(key) for key in broken})
         return self._merged if self._merged is not None else Index.empty()
 
@@ -192,9 +195,18 @@ class CommittedIndex:
         index = self.refresh()
         with self._lock:
             if self._salvaged is None:
-                found = list(self._salvage({pack.name for pack in index.packs} | self._dead))
-                self._salvaged = Index.merge([index, *found]) if found else index
+                found = self._unindexed(index)
+                self._salvaged = Index.merge([index, found]) if found.packs else index
             return self._salvaged
+
+    def unindexed(self) -> Index:
+        """Return what the packs hold that no index knows; they may be of sessions that were not committed."""
+        index = self.current()
+        with self._lock:
+            return self._unindexed(index)
+
+    def _unindexed(self, index: Index) -> Index:
+        return Index.merge(self._salvage({pack.name for pack in index.packs} | self._dead))
 
     def _load(self, names: list[str], *, missing_is_damage: bool) -> tuple[dict[str, Index], set[str]]:
         """Return the indexes that can be read, and the names of the others."""

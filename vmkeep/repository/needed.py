@@ -168,5 +168,5 @@ def _require_all_indexes(lost: frozenset[str]) -> None:
     if lost:
         raise IntegrityError(
             f"the indexes of sessions {', '.join(sorted(lost)[:5])} are missing or damaged: nothing was "
-            "collected, for what they describe may be needed; run 'vmkeep verify'"
+            "collected, for what they describe may be needed; 'vmkeep repair' makes them again"
         )

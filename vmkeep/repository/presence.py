@@ -191,5 +191,15 @@ def _read(store: Store, keys: Keys, session: str) -> Visitor | None:
         )
     except NotFoundError:
         return None
+    except IntegrityError as error:
+        since = (
+            f" since {layout.time_of_session(session):%Y-%m-%d %H:%M} UTC"
+            if layout.is_session_id(session)
+            else ""
+        )
+        raise IntegrityError(
+            f"{error}; it says who is at work{since}: when no vmkeep of that time is any more, "
+            "delete that object from the store"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise IntegrityError(f"{key} is malformed: {error!r}; nothing was collected") from error

@@ -137,6 +137,11 @@ class _Scrub:
         """Return what the damage concerns, and points that are damaged as a whole."""
         repository = self._repository
         problems: list[str] = []
+        problems += [
+            f"the index of session {session} is missing or damaged: 'vmkeep repair' makes it again; "
+            "until then nothing is collected"
+            for session in sorted(repository.committed.lost)
+        ]
         points = repository.points(damaged=lambda info, error: problems.append(f"{info.key}: {error}"))
         index = repository.committed.current()
         # A chunk that lies elsewhere too, whole, is no damage.

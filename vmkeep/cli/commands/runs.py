@@ -253,9 +253,10 @@ def repair(
 ) -> None:
     """Read back all that is stored, and store again what is damaged: from the fleet's copies, or its disks.
 
-    Nothing is changed or deleted: what is whole again is found beside what is broken, which 'vmkeep prune'
-    removes later. What is taken must give exactly what the recovery point names; so disks of VMs that are
-    powered off help as far as they are what they were.
+    Nothing is changed or deleted, but indexes that are damaged, when they were made again from packs. What
+    is whole again is found beside what is broken, which 'vmkeep prune' removes later. What is taken must give
+    exactly what the recovery point names; so disks of VMs that are powered off help as far as they are what
+    they were.
     """
     from vmkeep.cli.fleet_file import load
     from vmkeep.cli.repair import repair as carry_out
