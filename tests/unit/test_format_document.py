@@ -207,6 +207,29 @@ def test_a_format_object_that_was_changed_is_an_error(folder):
         reader.Reader(folder, KEY_FILE)
 
 
+@pytest.mark.usefixtures("repository")
+def test_a_feature_that_the_reader_does_not_know_is_refused(folder):
+    text = (folder / "format").read_text()
+    (folder / "format").write_text(text.replace('"read": []', '"read": ["shorter ids"]'))
+
+    with pytest.raises(reader.DamagedError, match="does not know"):
+        reader.Reader(folder, KEY_FILE)
+
+
+def test_an_object_under_the_name_of_another_is_an_error(folder, points):
+    first, second = sorted((folder / "points" / "db1").iterdir())
+    second.write_bytes(first.read_bytes())
+    packs = sorted(folder.glob("packs/*/*"))
+    packs[0].write_bytes(packs[1].read_bytes())
+    opened = reader.Reader(folder, KEY_FILE)
+
+    assert len(points) == 2
+    with pytest.raises(reader.DamagedError, match=second.name):
+        opened.points()
+    with pytest.raises(reader.DamagedError, match=packs[0].name):
+        opened._check_pack(bytes.fromhex(packs[0].name), opened.packs[bytes.fromhex(packs[0].name)])
+
+
 def test_a_damaged_chunk_is_read_from_another_pack_that_has_it(repository, folder, tmp_path):
     sessions = [repository.begin(vm=vm, run="run-1", spool=tmp_path / vm) for vm in ("db1", "db2")]
     for session in sessions:
@@ -354,3 +377,26 @@ def test_the_document_names_every_object_with_its_kind(lived):
         seen.add(pattern)
 
     assert seen == {*kinds}
+
+
+def fields(record):
+    """Return the names of a record's fields; not those below names that people gave."""
+    point = record.get("point", {})
+    components = [*point.get("components", {}).values()]
+    things = [thing for each in components for kind in ("disks", "streams") for thing in each[kind].values()]
+    parts = [record, point, *components, *things, *(each["stats"] for each in components)]
+    return {name for part in parts for name in part}
+
+
+def test_the_document_names_every_field(lived):
+    opened, kinds, text = reader.Reader(lived, KEY_FILE), documented(), DOCUMENT.read_text()
+    theirs = ("", "run", "drill", "index", "verified")  # what is no JSON, or not the repository's own
+    records = [reader.checked(lived / key) | {"check": ""} for key in opened.keys("keys")]
+    for key in opened.keys("."):
+        (kind,) = [kind for pattern, kind in kinds.items() if re.fullmatch(pattern, key)]
+        if kind not in theirs:
+            records.append(opened.json(key, kind))
+    names = set().union(*map(fields, records))
+
+    assert {name for name in names if f'"{name}"' not in text and f"`{name}`" not in text} == set()
+    assert len(names) > 40
