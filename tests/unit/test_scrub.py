@@ -5,10 +5,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from vmkeep.repository import Repository, layout, scrubbed
+from vmkeep.repository.manifest import SavedComponent
 from vmkeep.repository.roles import ROLES
 from vmkeep.stores import MemoryStore
 from vmkeep.testing.faults import flip
-from vmkeep.testing.repositories import CHUNK, KEY, backup, small_repository
+from vmkeep.testing.repositories import CHUNK, KEY, BytesDisk, backup, contents, point, small_repository
 from vmkeep.testing.roles import RestrictedStore
 
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
@@ -170,3 +171,28 @@ def test_a_restorer_may_scrub(store):
     assert report.sound
     assert restricted.denied == []
     assert len([*store.list("verified/")]) == 1
+
+
+@pytest.mark.parametrize("role", ["writer", None])
+def test_a_backup_stores_again_what_was_found_to_be_damaged(store, tmp_path, role):
+    old = again(store).points()[-1]
+    before = contents(again(store), old)
+    for info in [*store.list("packs/")]:
+        store._objects[info.key] = flip(store._objects[info.key], info.size // 3)
+    assert again(store).scrub(now=DAY).damages
+
+    place = store if role is None else RestrictedStore(store, ROLES[role])
+    with Repository.open(place, KEY).begin(vm="db1", run="r3", spool=tmp_path / "t") as session:
+        parent = old.components["filesystems.root"].disks["root"]
+        ref, stats = session.save_disk(BytesDisk(before["root"]), parent=parent, changed=())
+        session.record(SavedComponent("filesystems.root", {"root": ref}, stats=stats))
+        session.upload()
+        new = session.seal(point(session.recorded()))
+
+    assert ref == parent
+    assert contents(again(store), new) == {"root": before["root"]}
+    assert not [
+        one
+        for one in again(store).scrub(now=DAY).damages
+        if one.place.item == "disk root" and one.session in {old.session, new.session}
+    ]

@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from vmkeep import fleet as fleets
-from vmkeep.errors import AccessError, InputError
+from vmkeep.cli.new_file import new_file
+from vmkeep.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,7 +58,8 @@ def edit(
         if check is not None:
             check(would_be)
         if after != before:
-            _replace(path, after)
+            with new_file(path, overwrite=True) as file:
+                file.write(after.encode())
     lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
     return [line for line in lines if not line.startswith(("---", "+++", "@@"))]
 
@@ -113,22 +115,6 @@ def _style(text: str) -> tuple[int, int]:
         if line.lstrip().startswith("- ") and before.rstrip().endswith(":")
     ]
     return indent, max(0, dashes[0][1] - dashes[0][0]) if dashes else indent
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace the file's content, all or nothing; a link stays one, and its rights stay."""
-    target = path.resolve()
-    new = target.with_name(f".{target.name}.new")
-    try:
-        with new.open("w", encoding="utf-8", newline="") as file:
-            os.fchmod(file.fileno(), target.stat().st_mode & 0o7777)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(target)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise AccessError(f"cannot write {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager

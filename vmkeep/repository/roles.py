@@ -51,7 +51,7 @@ ROLES: Final = {
     # It must know what is stored already and what the last points hold, but never the data itself.
     # It cannot forget a point either: a tombstone is put by the collector.
     "writer": Rights(
-        read=(*_OPENING, *_DECISIONS, layout.RUNS, layout.DRILLS, _PROBE),
+        read=(*_OPENING, *_DECISIONS, layout.RUNS, layout.DRILLS, layout.VERIFIED, _PROBE),
         put=(layout.OPEN, layout.PACKS, layout.INDEX, layout.POINTS, layout.RUNS, _PROBE),
     ),
     # It reads packs for the leaves of trees, puts VOID at the decisions of the dead, and tombstones. It puts

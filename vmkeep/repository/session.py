@@ -17,7 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import AccessError, ConflictError, IntegrityError, NotFoundError
-from vmkeep.repository import layout, sealed
+from vmkeep.repository import layout, scrubbed, sealed
 from vmkeep.repository.committed import INDEX_KIND
 from vmkeep.repository.decision import Decision, decide, decode
 from vmkeep.repository.forgotten import is_forgotten
@@ -90,6 +90,9 @@ class Session:
         self._sealed: Point | None = None
         condemned = repository.committed.collections.pending()
         known = repository.committed.refresh()
+        # What was found to be damaged is stored again, as far as the VM still holds it.
+        broken = scrubbed.broken(repository.store, repository.keys)
+        condemned |= broken.intersection(pack.name for pack in known.packs) if broken else broken
         # Where an index is lost, chunks below an inherited leaf may be too: they are looked up one by one.
         self._doubtful = bool(condemned or repository.committed.lost)
         self._uploads = Uploads(repository.store, spool)
