@@ -44,11 +44,11 @@ def test_a_key_file_is_for_its_owner_only_and_is_never_overwritten(tmp_path):
 
 
 def test_a_key_file_that_others_can_read_is_refused(tmp_path):
-    path = tmp_path / "shop.key"
+    path = tmp_path / "our shop.key"
     generate_key_file(path)
     path.chmod(0o640)
 
-    with pytest.raises(AccessError, match=rf"mode 0640: other users can use it; run 'chmod 600 {path}'"):
+    with pytest.raises(AccessError, match=rf"mode 0640: other users can use it; run: chmod 600 '{path}' "):
         read_key_file(path)
 
 

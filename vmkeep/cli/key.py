@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
@@ -32,7 +33,8 @@ def new(path: Path) -> None:
     """
     generate_key_file(path)
     out().print(
-        f"made the key {path}; it opens nothing until 'vmkeep key add NAME --key-file {path}'", markup=False
+        f"made the key {path}; it opens nothing until: vmkeep key add NAME --key-file {quote(str(path))}",
+        markup=False,
     )
     warn("keep a copy of it elsewhere")
 

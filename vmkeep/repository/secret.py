@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
@@ -87,7 +88,7 @@ def read_key_file(path: Path) -> Secret:
     if stat.S_IMODE(mode) & 0o077:
         raise AccessError(
             f"the key file {path} has mode {stat.S_IMODE(mode):04o}: other users can use it; "
-            f"run 'chmod 600 {path}' (and think about who may have read it)"
+            f"run: chmod 600 {shlex.quote(str(path))} (and think about who may have read it)"
         )
     try:
         return parse_secret(data.decode())
