@@ -324,6 +324,56 @@ def test_a_vm_never_runs_over_another_point_than_the_one_that_it_was_restored_fr
     assert not rack.domain("db1").isActive()
 
 
+def refused(*_arguments):
+    raise TemporaryError("no space left on device")
+
+
+def as_the_first(rack, before):
+    """Check that the VM goes on from the first point with all that it wrote, and that nothing is left."""
+    instant.power_on(served(rack, "db1"))
+    finish(rack, "db1")
+    assert {disk: rack.content("db1", disk) for disk in before} == {k: bytes(v) for k, v in before.items()}
+    assert_nothing_left(rack, "db1")
+
+
+def test_a_restore_that_fails_over_one_whose_data_streams_in_leaves_that_as_it_was(twice, monkeypatch):
+    rack, before = twice
+    old = served(rack, "db1")
+    with monkeypatch.context() as patch:
+        patch.setattr(qemu_img, "create_over", refused)
+        assert rack.run("restore", instant=True, overwrite=True).exit_code != 0
+
+    assert served(rack, "db1") == old
+    as_the_first(rack, before)
+
+
+def test_a_restore_that_is_killed_over_one_whose_data_streams_in_is_undone_by_the_next_run(
+    twice, monkeypatch
+):
+    rack, before = twice
+    old = served(rack, "db1")
+    with monkeypatch.context() as patch:
+        patch.setattr("vmkeep.operations.replaced.abandon", lambda *_: None)
+        patch.setattr(qemu_img, "create_over", refused)
+        rack.run("restore", instant=True, overwrite=True)
+    assert served(rack, "db1").session != old.session
+
+    os.utime(old.folder / "serving.json", (0, 0))
+    assert reap.reap(rack.file) == []
+    assert served(rack, "db1") == old
+    as_the_first(rack, before)
+
+
+def test_a_restore_over_one_whose_data_streams_in_lets_that_go_when_it_is_in_place(twice):
+    rack, _ = twice
+    rack_before = rack.saved_digest("db1", "root")
+    report_of_a_killed_restore(rack, rename={}, overwrite=True)
+
+    finish(rack, "db1")
+    assert rack.digest("db1", "root") == rack_before
+    assert_nothing_left(rack, "db1")
+
+
 def test_a_fleet_that_is_given_another_name_keeps_its_vms_and_their_servers(rack, capsys):
     before = expected(rack)
     report_of_a_killed_restore(rack, rename={}, overwrite=True)

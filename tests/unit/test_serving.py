@@ -20,7 +20,7 @@ from vmkeep.cli import doctor, stream
 from vmkeep.disks import nbd_server
 from vmkeep.errors import InputError, NotFoundError, SourceError, TemporaryError, UnsupportedError
 from vmkeep.hypervisors.base import Behind
-from vmkeep.operations import instant, reap, server, serving
+from vmkeep.operations import instant, reap, replaced, server, serving
 from vmkeep.operations.serving import Serving
 from vmkeep.operations.state import state_folder
 from vmkeep.units import MiB
@@ -260,6 +260,21 @@ def test_who_follows_a_vm_that_somebody_removes_is_not_told_that_all_is_there(se
 
     with pytest.raises(NotFoundError, match="VM db1 is not there any more"):
         instant.follow(served, progress=lambda _size: None)
+
+
+@pytest.mark.parametrize("session", ["20260101T000000Z-00000000", "20260202T000000Z-00000000"])
+def test_the_overlays_say_which_of_two_restores_a_vm_is_of(served, session):
+    first = replace(served, in_place=True, by_point=True)
+    second = replace(first, run="another", session="20260202T000000Z-00000000", in_place=False)
+    serving.write(first)
+    replaced.set_aside(second)
+    serving.write(second)
+    served.streams().behind = lambda _vm: [Behind("root", "nbd", export=f"root.{session}")]
+
+    found = replaced.settle(serving.read(served.folder))
+    assert found == serving.read(served.folder)
+    assert (found.session, found.in_place) == (session, True)
+    assert not replaced.is_there(served.folder)
 
 
 @pytest.fixture

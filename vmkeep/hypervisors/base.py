@@ -116,6 +116,8 @@ class Behind:
     """Bytes that were dealt with; what begins again deals with all of them again, and copies the rest."""
     size: int = 0
     """Bytes that it deals with in all; 0: nothing streams now."""
+    export: str = ""
+    """What the disk that it lies over is called at the server."""
 
 
 class Streams(Protocol):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.errors import InputError, NotFoundError, SourceError, VmkeepError
 from vmkeep.hypervisors.base import ServedDisk
-from vmkeep.operations import serving
+from vmkeep.operations import replaced, serving
 from vmkeep.operations.prepare import selected
 from vmkeep.operations.report import StepReport
 from vmkeep.operations.serving import Serving
@@ -17,7 +17,6 @@ from vmkeep.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from vmkeep.fleet import FleetFile
     from vmkeep.operations.run import Run
@@ -48,7 +47,8 @@ def serve(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
         disks=tuple(refs),
         by_point=True,
     )
-    _replace_other(what, serving.folder_of(run.file, what.hypervisor, target))
+    what = replace(what, kept_in=str(serving.folder_of(run.file, what.hypervisor, target)))
+    replaced.set_aside(what)
     serving.write(what)
     try:
         address = serving.ensure(what)
@@ -56,9 +56,11 @@ def serve(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
         what.streams().overlay(target, served)
     except BaseException:
         with contextlib.suppress(VmkeepError):  # it ends by itself when nothing lies on its disks for long
-            serving.abandon(what.folder, run.id)
+            replaced.abandon(what.folder, run.id)
         raise
-    serving.write(replace(what, in_place=True))
+    what = replace(what, in_place=True)
+    serving.write(what)
+    replaced.drop(what)
     size = sum(ref.size for ref in refs.values())
     return StepReport(f"{', '.join(refs)}, {format_size(size)}, read from {point.session} as they are needed")
 
@@ -218,13 +220,3 @@ def power_on(what: Serving) -> None:
                 raise
             # It has all of its data, and may be started by anybody.
         what.machine().start(what.target)
-
-
-def _replace_other(new: Serving, folder: Path) -> None:
-    """Let the server of an earlier restore go that this one replaces."""
-    try:
-        old = serving.read(folder)
-    except NotFoundError:
-        return
-    if (old.run, old.session) != (new.run, new.session):
-        serving.let_go(old)

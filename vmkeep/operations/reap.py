@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmkeep.disks import scratch
 from vmkeep.errors import NotFoundError, VmkeepError
-from vmkeep.operations import freeze, kept_points, serving, steps
+from vmkeep.operations import freeze, kept_points, replaced, serving, steps
 from vmkeep.operations.run import Run, dead_runs
 from vmkeep.operations.state import state_folder
 from vmkeep.planning import Outcome, State, Verb
@@ -36,9 +36,10 @@ def _serve(file: FleetFile) -> Iterator[str]:
     serving.clear(file)
     strange: list[VmkeepError] = []
     for one in serving.all_of(file, unreadable=strange.append):
-        if serving.is_alive(one.folder) or serving.is_begun(one):
+        if serving.is_begun(one) or (serving.is_alive(one.folder) and not replaced.is_there(one.folder)):
             continue
         try:
+            one = replaced.settle(one)  # noqa: PLW2901  (what the VM is of)
             if one.streams().behind(one.target):
                 serving.ensure(one)
             else:

@@ -13,7 +13,7 @@ from vmkeep.components.subject import Subject
 from vmkeep.errors import InputError, NotFoundError
 from vmkeep.fleet import PRIMARY
 from vmkeep.hypervisors.base import Elsewhere
-from vmkeep.operations import serving
+from vmkeep.operations import replaced, serving
 from vmkeep.operations.configure import lines
 from vmkeep.operations.report import StepReport
 from vmkeep.units import format_size
@@ -144,5 +144,5 @@ def release(run: Run, step: Step, _progress: Callable[[int], None]) -> StepRepor
         run.close_files(name)
         if f"serve {name}" in run.plan.steps:
             hypervisor = run.file.fleet.vms[name].hypervisor
-            serving.abandon(serving.folder_of(run.file, hypervisor, run.target(name)), run.id)
+            replaced.abandon(serving.folder_of(run.file, hypervisor, run.target(name)), run.id)
     return StepReport("released")

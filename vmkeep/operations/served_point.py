@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _PIN: Final = "pin"
 _POINT: Final = "point"
+FILES: Final = (_PIN, _POINT)
 
 _log = logging.getLogger("vmkeep.server")
 

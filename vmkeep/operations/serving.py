@@ -5,7 +5,8 @@
     lock           held by the server as long as it lives
     turn           held by whoever lets the data stream in: the run, `vmkeep stream`, or else the server
     pid, log       of the server
-    pin, point     the recovery point, kept from being collected (see `kept_points`)
+    pin, point     the recovery point, kept from being collected (see `served_point`)
+    replaced/      another restore in whose place this one is being put (see `replaced`)
 
 The folder is there for as long as the VM needs a server, whether one runs or not: whoever finds it can start
 one again. Nothing in it, and nothing of the server's command line, is a secret.
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from vmkeep.hypervisors.base import Hypervisor, Streams
 
 SOCKET: Final = "nbd"
-_NOTE: Final = "serving.json"
+NOTE: Final = "serving.json"
 _MODULE: Final = "vmkeep.operations.server"
 ABANDONED_S: Final = 3600.0
 """How long a server waits for its VM to be put on the disks."""
@@ -161,9 +162,9 @@ def folders_of(file: FleetFile) -> Iterator[Path]:
     """Yield the folders from which VMs of a fleet are served, also those of when it had another name."""
     own = _all_in(file.fleet.fleet)
     # What begins with a dot is being removed.
-    for path in sorted(own.glob(f"*/[!.]*/{_NOTE}")):
+    for path in sorted(own.glob(f"*/[!.]*/{NOTE}")):
         yield path.parent
-    for path in sorted(own.parent.parent.glob(f"*/{own.name}/*/[!.]*/{_NOTE}")):
+    for path in sorted(own.parent.parent.glob(f"*/{own.name}/*/[!.]*/{NOTE}")):
         if not path.is_relative_to(own) and _names(path, file.path):
             yield path.parent
 
@@ -204,7 +205,7 @@ def read(folder: Path) -> Serving:
         UnsupportedError: its note is of another version of vmkeep.
     """
     try:
-        body = (folder / _NOTE).read_bytes()
+        body = (folder / NOTE).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise _nothing(folder) from None
     try:
@@ -213,7 +214,7 @@ def read(folder: Path) -> Serving:
         problem = error.errors()[0]
         what = ": ".join([*map(str, problem["loc"]), problem["msg"]])
         raise UnsupportedError(
-            f"{folder / _NOTE} is not understood ({what}): a newer or older vmkeep wrote it. The server of "
+            f"{folder / NOTE} is not understood ({what}): a newer or older vmkeep wrote it. The server of "
             f"VM {folder.name} goes on if it runs; use that vmkeep until the VM has all of its data"
         ) from error
     return replace(noted, kept_in=str(folder))
@@ -221,13 +222,13 @@ def read(folder: Path) -> Serving:
 
 def is_noted(folder: Path) -> bool:
     """Tell whether a VM is served from a folder, or was when its server was killed."""
-    return (folder / _NOTE).exists()
+    return (folder / NOTE).exists()
 
 
 def is_begun(serving: Serving) -> bool:
     """Tell whether a run is about to put the VM on its disks, as far as one can tell from outside."""
     with contextlib.suppress(OSError):
-        age = time.time() - (serving.folder / _NOTE).stat().st_mtime
+        age = time.time() - (serving.folder / NOTE).stat().st_mtime
         return not serving.in_place and age < ABANDONED_S
     return False
 
@@ -235,7 +236,7 @@ def is_begun(serving: Serving) -> bool:
 def write(serving: Serving) -> None:
     """Note what is served."""
     serving.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_whole(serving.folder / _NOTE, json.dumps(asdict(serving)).encode())
+    write_whole(serving.folder / NOTE, json.dumps(asdict(serving)).encode())
 
 
 def update(serving: Serving) -> None:
@@ -244,13 +245,13 @@ def update(serving: Serving) -> None:
     Raises:
         NotFoundError: nothing is served any more: the VM has all of its data.
     """
-    new = serving.folder / f".{_NOTE}.{os.getpid()}"
+    new = serving.folder / f".{NOTE}.{os.getpid()}"
     with _going_on(serving):
         with new.open("wb") as file:
             file.write(json.dumps(asdict(serving)).encode())
             file.flush()
             os.fsync(file.fileno())
-        new.replace(serving.folder / _NOTE)
+        new.replace(serving.folder / NOTE)
 
 
 def ensure(serving: Serving, *, room: bool = True) -> Path:
@@ -381,16 +382,6 @@ def dismiss(folder: Path) -> None:
     end(folder)
     shutil.rmtree(streams.folder(serving.target), ignore_errors=True)
     let_go(serving)
-
-
-def abandon(folder: Path, run: str) -> None:
-    """Let a server go that a run started, and on whose disks it put no VM."""
-    try:
-        serving = read(folder)
-    except NotFoundError:
-        return
-    if serving.run == run and not serving.in_place and not serving.streams().behind(serving.target):
-        let_go(serving)
 
 
 def forget(folder: Path) -> None:

@@ -70,10 +70,10 @@ class LibvirtStreams:
             root = parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), what=f"VM {name}")
             marks = restoring.streaming(root)
             if not marks or not domain.isActive():
-                return [Behind(mark.disk, mark.socket) for mark in marks]
+                return [_behind(mark) for mark in marks]
             live = parse(domain.XMLDesc(), what=f"VM {name}")
         if live.get("id") is None:  # it was powered off just now
-            return [Behind(mark.disk, mark.socket) for mark in marks]
+            return [_behind(mark) for mark in marks]
         machine = read(live)
         found = [(mark, machine.disk(mark.disk)) for mark in marks]
         return [
@@ -149,7 +149,7 @@ class LibvirtStreams:
         root = parse(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), what=f"VM {domain.name()}")
         marks = restoring.streaming(root)
         if marks and domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
-            return [Behind(mark.disk, mark.socket, 1, 1) for mark in marks]  # somebody paused it
+            return [_behind(mark, 1, 1) for mark in marks]  # somebody paused it
         if marks:
             # QEMU writes all that it has in memory when it stops its processors.
             # See: QEMU, softmmu/cpus.c, do_vm_stop.
@@ -211,6 +211,10 @@ def _progress(domain: libvirt.virDomain, disk: Disk, mark: restoring.Mark) -> Be
     except libvirt.libvirtError:  # powered off meanwhile
         job = {}
     if job.get("type") != libvirt.VIR_DOMAIN_BLOCK_JOB_TYPE_PULL:
-        return Behind(mark.disk, mark.socket)
+        return _behind(mark)
     # A job that has just begun may say 0 of 0: it is one all the same.
-    return Behind(mark.disk, mark.socket, job["cur"], max(job["end"], 1))
+    return _behind(mark, job["cur"], max(job["end"], 1))
+
+
+def _behind(mark: restoring.Mark, done: int = 0, size: int = 0) -> Behind:
+    return Behind(mark.disk, mark.socket, done, size, mark.export)
