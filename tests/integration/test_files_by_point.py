@@ -110,6 +110,17 @@ def test_a_vm_whose_name_alone_is_said_gives_the_files_that_were_saved_as_such(r
     assert files(tmp_path / "found") == {"/srv/orders"}
 
 
+@pytest.mark.parametrize("now", ["as it was", "without its VM"])
+def test_files_out_of_a_copy_say_why_the_repository_was_not_used(restore, tmp_path, capfd, now):
+    declared = "{store: ./gone, key: {file: ./key}, copies: {nas: {store: ./store, key: {file: ./key}}}}"
+    text = NOW[now].replace("{store: ./store, key: {file: ./key}}", declared)
+
+    assert restore(text, "db1/os", "--path", "/data") == 0
+    assert files(tmp_path / "found") == {"/data/rows"}
+    told = " ".join(capfd.readouterr().err.split())
+    assert "restored from copy nas, which may be behind: primary could not be used" in told
+
+
 def test_files_are_listed_as_they_would_be_restored_also_of_a_vm_that_is_declared_no_more(shop, capfd):
     (shop / "now.yaml").write_text(NOW["without its VM"])
     capfd.readouterr()

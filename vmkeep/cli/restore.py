@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmkeep.cli.console import err, out, print_json
+from vmkeep.cli.console import err, out, print_json, warn
 from vmkeep.cli.fleet_file import load
 from vmkeep.cli.new_file import new_file
 from vmkeep.errors import InputError
@@ -113,6 +113,8 @@ def restore_files(choice: Choice, request: Request, *, as_json: bool) -> None:
             )
         with _archive(choice) as archive:
             report = files.as_tar(request, archive)
+    for doubt in report.doubts:
+        warn(doubt)
     if as_json:
         print_json(
             {"vm": report.vm, "session": report.session, "components": list(report.components), "to": where}

@@ -39,6 +39,8 @@ class FilesReport:
     components: tuple[str, ...]
     size: int
     """Bytes written into files; 0 where nobody counted."""
+    doubts: tuple[str, ...] = ()
+    """Why a copy was read, which may be behind."""
 
 
 def into_folder(
@@ -70,9 +72,10 @@ def into_folder(
         if progress is not None:
             progress(size)
 
-    with _source(request, single=bool(paths)) as found:
+    doubts: list[str] = []
+    with _source(request, doubts.append, single=bool(paths)) as found:
         extract.into_folder(found, folder, paths=paths, owners=owners, progress=count)
-        return FilesReport(found.point.vm, found.point.session, found.components, written)
+        return FilesReport(found.point.vm, found.point.session, found.components, written, (*doubts,))
 
 
 def as_tar(request: Request, archive: IO[bytes]) -> FilesReport:
@@ -82,9 +85,10 @@ def as_tar(request: Request, archive: IO[bytes]) -> FilesReport:
         InputError: the request does not select one component with files.
         NotFoundError: there is no recovery point of it.
     """
-    with _source(request, single=True) as found:
+    doubts: list[str] = []
+    with _source(request, doubts.append, single=True) as found:
         extract.as_tar(found, archive)
-        return FilesReport(found.point.vm, found.point.session, found.components, 0)
+        return FilesReport(found.point.vm, found.point.session, found.components, 0, (*doubts,))
 
 
 def points_of_run(
@@ -115,14 +119,15 @@ def kernel_mounts(file: FleetFile, vm: str) -> bool:
 
 
 @contextmanager
-def _source(request: Request, *, single: bool) -> Iterator[Source]:
+def _source(request: Request, told: Callable[[str], None], *, single: bool) -> Iterator[Source]:
     """Open the recovery point that *request* asks for.
 
     Args:
+        told: why a copy is read.
         single: more than one component is refused.
     """
     file = fleets.load(request.fleet)
-    file = file.at(chosen(file, request, points=_points).repository)
+    file = file.at(chosen(file, request, told, points=_points).repository)
     with repositories.open_repository(file) as repository:
         damaged: list[Damaged] = []
         vm, parts, point = _point(file, repository, request, damaged)
