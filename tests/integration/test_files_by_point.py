@@ -1,12 +1,17 @@
 """Files come out of a recovery point by how it was saved, whatever the fleet file says today."""
 
 import json
+import random
+import shutil
 
 import pytest
 
+from vmkeep import fleet as fleets
 from vmkeep.cli import main
+from vmkeep.operations import repositories
 from vmkeep.operations.direct import run_direct
 from vmkeep.operations.request import Request
+from vmkeep.repository import layout
 from vmkeep.testing.guests import Volume, build_disk
 from vmkeep.units import MiB
 
@@ -42,6 +47,7 @@ NOW = {
         "data: {disk: data}", "data: {disk: data}, etc: {path: /etc}"
     ),
 }
+BIG = random.Random(1).randbytes(3 * MiB)
 WANTED = {
     "db1/filesystems.exports": ("/srv/orders", "orders\n"),
     "db1/os": ("/etc/hostname", "db1\n"),
@@ -62,6 +68,8 @@ def shop(tmp_path_factory):
         (guest / path).parent.mkdir(parents=True, exist_ok=True)
         (guest / path).write_text(text)
     (guest / "root/data").mkdir()
+    (guest / "root/var").mkdir()
+    (guest / "root/var/big").write_bytes(BIG)
     (folder / "images/db1").mkdir(parents=True)
     for disk in ("root", "data"):
         build_disk(folder / f"images/db1/{disk}.raw", [Volume(guest / disk, size=32 * MiB)])
@@ -197,3 +205,35 @@ def test_what_cannot_be_rescued_is_told_and_nothing_is_made(rescue, tmp_path, ar
     assert rescue(*arguments) == code
     assert why in " ".join(rescue.complaint.split())
     assert not (tmp_path / "found").exists()
+
+
+def test_a_file_that_is_damaged_in_the_repository_is_said_to_be_and_others_come_back(shop, tmp_path, capsys):
+    broken = tmp_path / "shop"
+    shutil.copytree(shop, broken)
+    damage_chunk_of(broken, "root", BIG[MiB : MiB + 4096])
+    how = ["-f", str(broken / "fleet.yaml"), "--to", str(tmp_path / "found"), "--no-owners"]
+
+    assert main(["restore", "db1/os", "--path", "/etc/hostname", *how]) == 0
+    capsys.readouterr()
+    assert main(["restore", "db1/os", "--path", "/var/big", *how]) == 4
+
+    told = capsys.readouterr().err
+    assert "disk root: a saved disk cannot be read at" in told
+    assert "/var/big" in told
+    assert files(tmp_path / "found") == {"/etc/hostname"}
+
+
+def damage_chunk_of(folder, disk, content):
+    """Damage what the repository has of the one chunk of an image in which *content* lies."""
+    with repositories.open_repository(fleets.load(folder / "fleet.yaml")) as repository:
+        size = repository.format.disk_chunk
+        image = (folder / f"images/db1/{disk}.raw").read_bytes()
+        start = image.index(content) // size * size
+        found = repository.committed.current().locate(
+            repository.keys.newest.chunk_id(image[start : start + size])
+        )
+    pack = folder / "store" / layout.pack(found.pack.name)
+    body = bytearray(pack.read_bytes())
+    body[found.offset + found.stored // 2] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(body)

@@ -22,18 +22,18 @@ from vmkeep.components.spool import Spool
 from vmkeep.components.tree_save import save_tree
 from vmkeep.disks import scratch
 from vmkeep.disks.nbd_server import serving
-from vmkeep.errors import FleetError, InputError, NotFoundError, UnsupportedError
+from vmkeep.errors import FleetError, InputError, NotFoundError, UnsupportedError, VmkeepError
 from vmkeep.fleet.suggest import suggestion
 from vmkeep.operations.mount import whole_disks
 from vmkeep.repository import SavedComponent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vmkeep.components.base import StreamReader
     from vmkeep.disks.file_tree import FileTree
-    from vmkeep.repository import Point, Repository
+    from vmkeep.repository import Point, Repository, SavedDisk
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,8 @@ def open_disks(repository: Repository, point: Point, *, kernel_mounts: bool) -> 
     Raises:
         UnsupportedError: there is no FUSE here, or a file system cannot be opened.
         SourceError: a file system is damaged, or there is none.
+        IntegrityError: what is read of a disk is damaged in the repository.
+        TemporaryError: the store is away.
     """
     refs = whole_disks(point)
     declared = _declared(point)
@@ -143,8 +145,23 @@ def open_disks(repository: Repository, point: Point, *, kernel_mounts: bool) -> 
     with ExitStack() as stack:
         socket = stack.enter_context(scratch.scratch_folder()) / "disks.sock"
         opened = {name: stack.enter_context(repository.open_disk(ref)) for name, ref in refs.items()}
+        stack.enter_context(_explained(point, opened))
         stack.enter_context(serving(opened, socket))
         yield stack.enter_context(guest.served(point.vm, socket, disks, refs, kernel_mounts=kernel_mounts))
+
+
+@contextmanager
+def _explained(point: Point, disks: Mapping[str, SavedDisk]) -> Iterator[None]:
+    """Say what is wrong with the repository where a file system could only say that it cannot be read."""
+    try:
+        yield
+    except VmkeepError as error:
+        for name, disk in disks.items():
+            if disk.failure is not None:
+                raise type(disk.failure)(
+                    f"{point.vm}: recovery point {point.session}: disk {name}: {disk.failure} ({error})"
+                ) from error
+        raise
 
 
 @contextmanager

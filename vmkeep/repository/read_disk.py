@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks.device import Extent
-from vmkeep.errors import IntegrityError, SourceError, TemporaryError
+from vmkeep.errors import IntegrityError, SourceError, TemporaryError, VmkeepError
 from vmkeep.repository.chunk_cache import CAPACITY, ChunkCache
 from vmkeep.repository.crypto import ID_SIZE
 from vmkeep.repository.save_disk import HOLE
@@ -73,6 +73,8 @@ class SavedDisk:
         self._lock = threading.Lock()
         self._places: OrderedDict[int, _Place] = OrderedDict()
         """By the chunk that was read last."""
+        self.failure: VmkeepError | None = None
+        """The last error of a reader, for those who read through something that says no more than "error"."""
 
     @property
     def size(self) -> int:
@@ -114,7 +116,11 @@ class SavedDisk:
             )
         for start in range(0, len(buffer), _AT_ONCE):
             part = buffer[start : start + _AT_ONCE]
-            self._read(offset + start, part)
+            try:
+                self._read(offset + start, part)
+            except VmkeepError as error:
+                self.failure = error
+                raise
 
     def close(self) -> None:
         """Forget the chunks that were kept; a second call does nothing."""
