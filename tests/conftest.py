@@ -1,5 +1,6 @@
 """Servers that many tests share."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 
@@ -21,14 +22,21 @@ def seaweed(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="session")
-def libvirt_daemon():
-    """A libvirt daemon of the tests' own, started by the first test that needs it."""
+@contextlib.contextmanager
+def host():
+    """Run a libvirt daemon of the tests' own."""
     # Sockets lie in it, whose paths may be 107 bytes long: a test's own folder is too deep.
     with (
         tempfile.TemporaryDirectory(prefix="vmkeep-libvirtd.") as folder,
         run_libvirtd(Path(folder)) as server,
     ):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def libvirt_daemon():
+    """A host, started by the first test that needs it."""
+    with host() as server:
         yield server
 
 
@@ -44,10 +52,7 @@ def libvirtd(libvirt_daemon):
 @pytest.fixture(scope="session")
 def second_libvirt_daemon():
     """A second host."""
-    with (
-        tempfile.TemporaryDirectory(prefix="vmkeep-libvirtd.") as folder,
-        run_libvirtd(Path(folder)) as server,
-    ):
+    with host() as server:
         yield server
 
 

@@ -22,7 +22,7 @@ from vmkeep.components.spool import Spool
 from vmkeep.components.tree_save import save_tree
 from vmkeep.disks import scratch
 from vmkeep.disks.nbd_server import serving
-from vmkeep.errors import FleetError, InputError, NotFoundError, UnsupportedError, VmkeepError
+from vmkeep.errors import FleetError, InputError, NotFoundError, SourceError, UnsupportedError
 from vmkeep.fleet.suggest import suggestion
 from vmkeep.operations.mount import whole_disks
 from vmkeep.repository import SavedComponent
@@ -155,7 +155,7 @@ def _explained(point: Point, disks: Mapping[str, SavedDisk]) -> Iterator[None]:
     """Say what is wrong with the repository where a file system could only say that it cannot be read."""
     try:
         yield
-    except VmkeepError as error:
+    except (SourceError, NotFoundError, UnsupportedError) as error:
         for name, disk in disks.items():
             if disk.failure is not None:
                 raise type(disk.failure)(
