@@ -92,6 +92,8 @@ class Packer:
             return Stored(chunk, 0)
         body, codec = compress(data)
         with self._changed:
+            # All threads wait here, not only the one that filled a pack: no third pack is begun.
+            self._changed.wait_for(lambda: self._finishing <= _BEHIND)
             self._check()
             if chunk in self._new:  # another thread was faster
                 return Stored(chunk, 0)
@@ -102,7 +104,6 @@ class Packer:
             self._new.add(chunk)
             if self._current.full(self._most):
                 self._finisher.submit(self._finish_behind, self._take(self._current))
-                self._changed.wait_for(lambda: self._finishing <= _BEHIND)
         return Stored(chunk, stored)
 
     def flush(self) -> None:
