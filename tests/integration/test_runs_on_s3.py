@@ -1,8 +1,11 @@
 """A whole run from the fleet file to a real S3 service and back."""
 
+import time
+
 import pytest
 
 from vmkeep.testing.site import FLEET, Site
+from vmkeep.units import MiB
 
 pytestmark = pytest.mark.integration
 
@@ -40,6 +43,18 @@ def test_a_second_backup_to_s3_stores_only_what_changed(site_on_s3):
 
     stored = {step: one.stored for step, one in report.steps.items() if step.startswith("backup ")}
     assert {step for step, size in stored.items() if size} == {"backup db1/filesystems.data"}
+
+
+def test_a_backup_sends_no_faster_than_the_fleet_allows(site_on_s3):
+    site = site_on_s3
+    site.path.write_text(site.path.read_text() + "limits: {bandwidth: 2MiB/s}\n")
+    begun = time.monotonic()
+
+    report = site.run("backup")
+
+    stored = sum(one.stored for step, one in report.steps.items() if step.startswith("backup "))
+    assert stored > 4 * MiB
+    assert time.monotonic() - begun >= (stored - MiB) / (2 * MiB)
 
 
 def test_what_is_in_the_bucket_is_verified(site_on_s3):

@@ -20,10 +20,11 @@ from vmkeep.planning import (
     plan_configure,
     plan_restore,
     plan_verify,
+    predicted_limits,
     simulate,
 )
 from vmkeep.testing import strategies
-from vmkeep.units import GiB
+from vmkeep.units import GiB, MiB
 
 TEXT = """\
 version: 1
@@ -104,7 +105,7 @@ def test_a_backup_holds_the_hypervisor_the_host_and_the_storage_that_it_reads(sh
 
     assert plan.steps["backup db1/os"].resources == ("hypervisor:rack1", "host:h1", "storage:fast")
     assert plan.steps["backup db1/filesystems.home"].resources[2:] == ("storage:fast", "storage:slow")
-    assert plan.steps["upload db1/os"].resources == ("upload",)
+    assert plan.steps["upload db1/os"].resources == ("upload", "bandwidth")
 
 
 def test_limits_are_named_like_the_resources_of_steps(shop):
@@ -283,6 +284,18 @@ def test_a_simulation_runs_every_step_once_and_never_beats_its_lower_bound(plan,
 
     assert sorted(slot.step.id for slot in schedule.slots) == sorted(plan.steps)
     assert schedule.makespan >= schedule.lower_bound - 1e-9
+
+
+def test_uploads_are_predicted_to_share_the_bandwidth_and_run_at_once_all_the_same(shop):
+    plan = plan_backup(shop, select(shop))
+    sent = sum(step.estimate.size for step in plan.steps.values() if step.verb is Verb.UPLOAD)
+
+    def most_at_once(limits):
+        slots = [slot for slot in simulate(plan, limits).slots if slot.step.verb is Verb.UPLOAD]
+        return max(sum(one.start <= at.start < one.finish for one in slots) for at in slots)
+
+    assert simulate(plan, predicted_limits(shop)).makespan >= sent / MiB
+    assert (most_at_once(predicted_limits(shop)), most_at_once(limits_of(shop)) > 1) == (1, True)
 
 
 @settings(max_examples=50, deadline=None)

@@ -12,7 +12,6 @@ from vmkeep.operations import prepare, repositories, support
 from vmkeep.operations.choose import choose_points
 from vmkeep.planning import (
     Verb,
-    limits_of,
     plan_backup,
     plan_configure,
     plan_copy,
@@ -20,6 +19,7 @@ from vmkeep.planning import (
     plan_prune,
     plan_restore,
     plan_verify,
+    predicted_limits,
     simulate,
 )
 from vmkeep.reports.tables import plan_rows, plan_text
@@ -74,7 +74,7 @@ def plan(request: Request, *, as_json: bool) -> None:
     """
     file = load(request.fleet)
     shown = preview(file, request)
-    schedule = simulate(shown.plan, limits_of(file.fleet))
+    schedule = simulate(shown.plan, predicted_limits(file.fleet))
     if as_json:
         print_json(
             {

@@ -584,7 +584,8 @@ class Fleet(Model):
     schedules: Schedules = Schedules()
     """What runs by itself."""
     limits: dict[str, Limit] = {}
-    """Tokens by resource: a hypervisor's name, `host:NAME`, `storage:NAME`, `upload`; and `bandwidth`."""
+    """Steps at once, by what they need: a hypervisor's name, `host:NAME`, `storage:NAME`, `upload`. And
+    `bandwidth`, such as 20MiB/s: what a process sends to stores, all uploads together."""
 
     @property
     def bandwidth(self) -> int | None:

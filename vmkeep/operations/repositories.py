@@ -8,7 +8,7 @@ from vmkeep.errors import InputError, UnsupportedError
 from vmkeep.operations.state import cache_folder
 from vmkeep.repository import Repository, parse_secret, read_key_file, read_key_variable
 from vmkeep.repository.roles import UNLOCKED
-from vmkeep.stores import Lock, S3Options, open_store
+from vmkeep.stores import Lock, S3Options, open_store, shared_pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +54,9 @@ def store_of(file: FleetFile) -> Store:
             lock=lock,
             **keys,
         )
-    return open_store(config.store, s3=options, base=file.path.absolute().parent)
+    rate = file.fleet.bandwidth
+    pace = shared_pace(rate) if rate is not None else None
+    return open_store(config.store, s3=options, base=file.path.absolute().parent, pace=pace)
 
 
 def lock_of(config: Place) -> Lock | None:

@@ -84,8 +84,6 @@ def require_supported(file: FleetFile, vms: Iterable[str]) -> None:
 def _of_the_fleet(file: FleetFile) -> Iterator[str]:
     if file.fleet.windows:
         yield "windows are not supported by this version: use the cron of the schedule"
-    if "bandwidth" in file.fleet.limits:
-        yield "limits.bandwidth is not supported by this version: limit uploads by number (upload: 2)"
 
 
 def _of_vms(file: FleetFile, vms: list[str]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmkeep.planning.backup import plan_backup
-from vmkeep.planning.costs import limits_of
+from vmkeep.planning.costs import limits_of, predicted_limits
 from vmkeep.planning.drill import plan_drill
 from vmkeep.planning.execution import Execution, Outcome, State, Summary
 from vmkeep.planning.facts import Facts, Rates
@@ -41,6 +41,7 @@ __all__ = [
     "plan_restore",
     "plan_scrub",
     "plan_verify",
+    "predicted_limits",
     "simulate",
     "still_done",
 ]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 from vmkeep.fleet import dependencies_among, group_of
-from vmkeep.planning.costs import UPLOAD, calling, disks_of, holds, moving, size_of
+from vmkeep.planning.costs import LINE, UPLOAD, calling, disks_of, holds, moving, sending, size_of
 from vmkeep.planning.facts import Facts
 from vmkeep.planning.plan import Plan
 from vmkeep.planning.step import Step, Verb
@@ -92,8 +92,8 @@ def _backups(fleet: Fleet, selection: Selection, facts: Facts, group: _Group) ->
             )  # fmt: skip
             yield Step(
                 f"upload {name}/{component}", Verb.UPLOAD, (name,), component, group.name,
-                needs=frozenset({f"backup {name}/{component}"}), resources=(UPLOAD,),
-                estimate=moving(facts, new, facts.rates.upload),
+                needs=frozenset({f"backup {name}/{component}"}), resources=(UPLOAD, LINE),
+                estimate=sending(fleet, facts, new),
             )  # fmt: skip
 
 

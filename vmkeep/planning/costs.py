@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.fleet import disks_of_os, kind_of
 from vmkeep.fleet.model import Kind
@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from vmkeep.fleet.model import VM, Fleet
     from vmkeep.planning.facts import Facts
 
-UPLOAD = "upload"
+UPLOAD: Final = "upload"
+LINE: Final = "bandwidth"
+"""What uploads share where the fleet limits it. Only predictions count it: real ones share by themselves."""
 
 
 def limits_of(fleet: Fleet) -> dict[str, int]:
@@ -25,6 +27,14 @@ def limits_of(fleet: Fleet) -> dict[str, int]:
         for key, value in fleet.limits.items()
         if isinstance(value, int)
     }
+
+
+def predicted_limits(fleet: Fleet) -> dict[str, int]:
+    """Return `limits_of`, and that uploads share a line.
+
+    One after another at its full speed, they are over when they would be if they shared it fairly.
+    """
+    return limits_of(fleet) | ({LINE: 1} if fleet.bandwidth is not None else {})
 
 
 def disks_of(vm: VM, component: str) -> tuple[str, ...]:
@@ -77,6 +87,11 @@ def size_of(fleet: Fleet, facts: Facts, name: str, component: str) -> int:
 def moving(facts: Facts, size: int, rate: float) -> Estimate:
     """Return the estimate of a step that moves *size* bytes at *rate* bytes a second."""
     return Estimate(facts.rates.call + size / rate, size)
+
+
+def sending(fleet: Fleet, facts: Facts, size: int) -> Estimate:
+    """Return the estimate of a step that sends *size* bytes to a store."""
+    return moving(facts, size, min(facts.rates.upload, fleet.bandwidth or facts.rates.upload))
 
 
 def calling(facts: Facts) -> Estimate:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmkeep.fleet import dependencies_among
-from vmkeep.planning.costs import UPLOAD, calling, holds, moving, size_of
+from vmkeep.planning.costs import LINE, UPLOAD, calling, holds, moving, sending, size_of
 from vmkeep.planning.facts import Facts
 from vmkeep.planning.plan import Plan
 from vmkeep.planning.step import Step, Verb
@@ -79,8 +79,8 @@ def plan_copy(
             new = sum(facts.new.get(f"{name}/{component}", 0) for component in components)
             steps.append(
                 Step(
-                    f"copy {name} to {copy}", Verb.COPY, (name,), repository=copy, resources=(UPLOAD,),
-                    estimate=moving(facts, new, facts.rates.upload),
+                    f"copy {name} to {copy}", Verb.COPY, (name,), repository=copy, resources=(UPLOAD, LINE),
+                    estimate=sending(fleet, facts, new),
                 )
             )  # fmt: skip
     return Plan.of("copy", fleet.fleet, steps)

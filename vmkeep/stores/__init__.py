@@ -5,6 +5,7 @@ from vmkeep.stores.directory import DirectoryStore
 from vmkeep.stores.lock import Lock, LockingStore
 from vmkeep.stores.memory import MemoryStore
 from vmkeep.stores.open import S3Options, open_store
+from vmkeep.stores.pace import shared_pace
 from vmkeep.stores.probe import probe
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "Store",
     "open_store",
     "probe",
+    "shared_pace",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 import shutil
@@ -20,9 +21,12 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from vmkeep.errors import AccessError, InputError, NotFoundError, TemporaryError, VmkeepError
 from vmkeep.stores.base import ObjectInfo
 from vmkeep.stores.naming import check_key
+from vmkeep.stores.pace import PacedFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmkeep.stores.pace import Pace
 
 _TEMPORARY: Final = ".tmp-"
 _STALE_AFTER: Final = 24 * 3600.0
@@ -38,14 +42,16 @@ class DirectoryStore:
     Args:
         root: the directory.
         now: seconds since the epoch, to tell which temporary files are leftovers.
+        pace: how fast objects are written, where they are not linked.
 
     Raises:
         AccessError: the directory cannot be created, read or written.
         InputError: there is something else of that name.
     """
 
-    def __init__(self, root: Path, *, now: float | None = None) -> None:
+    def __init__(self, root: Path, *, now: float | None = None, pace: Pace | None = None) -> None:
         self._root = root.absolute()
+        self._pace = pace
         if self._root.exists() and not self._root.is_dir():
             raise InputError(f"{self._root} is not a directory: a directory store needs one")
         with self._translated("create", ""):
@@ -66,7 +72,7 @@ class DirectoryStore:
                 return done
             temporary = self._root / f"{_TEMPORARY}{secrets.token_hex(8)}"
             try:
-                _write_durably(temporary, body)
+                _write_durably(temporary, body, self._pace)
                 return _link(temporary, final)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -187,13 +193,11 @@ def _link(temporary: Path, final: Path) -> bool:
     return True
 
 
-def _write_durably(path: Path, body: bytes | Path) -> None:
+def _write_durably(path: Path, body: bytes | Path, pace: Pace | None) -> None:
     with path.open("xb") as file:
-        if isinstance(body, bytes):
-            file.write(body)
-        else:
-            with body.open("rb") as source:
-                shutil.copyfileobj(source, file, 1 << 20)
+        with io.BytesIO(body) if isinstance(body, bytes) else body.open("rb") as source:
+            paced = PacedFile(source, pace, sending=True) if pace is not None else source
+            shutil.copyfileobj(paced, file, 1 << 20)
         file.flush()
         os.fsync(file.fileno())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import ipaddress
 import time
 from datetime import timedelta
@@ -12,12 +13,14 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ProfileNotFound, SSLError
+from s3transfer.utils import signal_not_transferring, signal_transferring
 from urllib3.exceptions import HTTPError
 
 from vmkeep.errors import AccessError, InputError, NotFoundError, TemporaryError, VmkeepError
 from vmkeep.stores.base import ObjectInfo
 from vmkeep.stores.naming import check_key, split_s3_url
+from vmkeep.stores.pace import PacedFile
 from vmkeep.stores.s3_lock import BucketLock
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from vmkeep.stores.lock import Lock
     from vmkeep.stores.open import S3Options
+    from vmkeep.stores.pace import Pace
 
 _CONNECT_TIMEOUT: Final = 10
 _READ_TIMEOUT: Final = 60
@@ -49,15 +53,19 @@ class S3Store:
 
     Args:
         url: `s3://bucket/prefix`.
+        pace: how fast objects are sent.
 
     Raises:
         InputError: the URL names no bucket, or the profile does not exist.
     """
 
-    def __init__(self, url: str, options: S3Options) -> None:
+    def __init__(self, url: str, options: S3Options, *, pace: Pace | None = None) -> None:
         self._bucket, self._prefix = split_s3_url(url)
+        self._pace = pace
         self._endpoint = options.endpoint_url or "AWS"
         self._client = _connect(options)
+        if pace is not None:
+            _tell_when_sending(self._client)
         self._lock = BucketLock(self._client, self._bucket, options.lock) if options.lock else None
 
     @property
@@ -195,11 +203,9 @@ class S3Store:
         how = {"Bucket": self._bucket, "Key": self._key(key), "IfNoneMatch": "*"}
         if self._lock is not None:
             how |= self._lock.for_put(key)
-        if isinstance(body, bytes):
-            self._client.put_object(Body=body, **how)
-            return
-        with body.open("rb") as file:  # botocore seeks back to repeat
-            self._client.put_object(Body=file, **how)
+        with io.BytesIO(body) if isinstance(body, bytes) else body.open("rb") as file:
+            paced = PacedFile(file, self._pace, sending=False) if self._pace is not None else file
+            self._client.put_object(Body=paced, **how)  # botocore seeks back to repeat
 
     @contextlib.contextmanager
     def _translated(self, verb: str, key: str) -> Iterator[None]:
@@ -215,6 +221,8 @@ class S3Store:
             return self._answer(error, what)
         if isinstance(error, NoCredentialsError):
             return AccessError(f"{what}: no credentials were found; set them as for any AWS tool")
+        if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return AccessError(f"{what}: {error}; if it is the right server, name its authority in ca_bundle")
         return TemporaryError(f"{what}: {error}")
 
     def _answer(self, error: ClientError, what: str) -> VmkeepError:
@@ -262,6 +270,13 @@ def _connect(options: S3Options) -> Any:
         raise InputError(f"{error}; list the profiles with 'aws configure list-profiles'") from error
     except (BotoCoreError, ValueError) as error:
         raise InputError(f"cannot use S3 at {options.endpoint_url or 'AWS'}: {error}") from error
+
+
+def _tell_when_sending(client: Any) -> None:
+    """Let bodies know when they are sent, and when botocore reads them for a signature or checksum."""
+    events = client.meta.events
+    events.register_first("request-created.s3", signal_not_transferring)
+    events.register_last("request-created.s3", signal_transferring)
 
 
 def _is_private(endpoint: str | None) -> bool:
