@@ -12,6 +12,9 @@ from flows.generate import DESCRIPTIONS, carry_out, run_name, threads
 
 
 @flow(name="backup", description=DESCRIPTIONS["backup"], flow_run_name=run_name, task_runner=threads())
-def backup(fleet: str, vms: list[str] | None = None, components: list[str] | None = None) -> State[Any]:
+def backup(
+    fleet: str, vms: list[str] | None = None, components: list[str] | None = None, *, any_time: bool = False
+) -> State[Any]:
     """Save VMs of the fleet in the file *fleet*."""
-    return carry_out(forms.request("backup", {"fleet": fleet, "vms": vms, "components": components}))
+    asked = {"fleet": fleet, "vms": vms, "components": components, "any_time": any_time}
+    return carry_out(forms.request("backup", asked))

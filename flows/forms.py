@@ -38,6 +38,7 @@ _WORDS: Final = {
     "copies": "Where to copy to; none means all copies.",
     "packs": "Read all that is stored instead of recovery points: what was not read for the longest time.",
     "dead_after": "Take a backup or restore for dead that began longer ago and has not ended, such as 7d.",
+    "any_time": "Back up also while no window of the fleet is open.",
     "percent": "How much of the stored data to read back.",
     "fleet": "Where the worker finds the fleet file.",
 }
@@ -81,6 +82,7 @@ def request(operation: Operation, parameters: dict[str, Any]) -> Request:
         packs=bool(parameters.get("packs")),
         share=float(parameters.get("percent") or 100.0) / 100.0,
         dependencies=bool(parameters.get("dependencies")),
+        any_time=bool(parameters.get("any_time")),
         **_patience(parameters.get("dead_after")),
     )
 
@@ -112,6 +114,8 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
         fields.append(("copies", _several(copies), []))
     elif operation not in {"configure", "prune", "drill"}:
         fields.append(("components", _several(tuple(map(str, kinds))), []))
+    if operation == "backup":
+        fields.append(("any_time", bool, False))
     if operation == "restore":
         fields += [
             ("at", datetime | None, None),

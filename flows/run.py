@@ -55,6 +55,8 @@ def parameters(request: Request) -> dict[str, Any]:
         given["copies"] = list(request.copies)
     elif request.operation not in {"configure", "prune", "drill"}:
         given["components"] = list(request.kinds)
+    if request.operation == "backup":
+        given["any_time"] = request.any_time
     if request.operation == "restore":
         given |= {
             "at": request.at,

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -205,6 +206,20 @@ def test_the_form_offers_the_names_of_this_fleet(site):
     assert form["vms"]["items"]["enum"] == ["db1", "app1"]
     assert form["components"]["items"]["enum"] == ["os", "filesystems", "filesystems.data"]
     assert "Replace VMs that exist" in form["overwrite"]["description"]
+
+
+def test_a_backup_outside_of_its_windows_is_made_if_the_form_says_so(site):
+    hour = datetime.now(UTC) + timedelta(hours=12)
+    window = f'{{start: "{hour:%H}:00", end: "{hour:%H}:01"}}'
+    text = site.path.read_text().replace("0 1 * * *", f"0 {hour:%H} * * *").replace("Europe/Berlin", "UTC")
+    site.path.write_text(f"{text}windows: {{night: {window}}}\n")
+
+    refused = flow_state(site, "backup")
+    assert refused.is_failed()
+    assert "no window for backups is open now" in str(refused.message) + str(
+        refused.result(raise_on_failure=False)
+    )
+    assert flow_state(site, "backup", any_time=True).is_completed()
 
 
 def test_a_report_is_left_as_an_artifact(site):

@@ -10,6 +10,7 @@ from vmkeep.cli.fleet_file import load
 from vmkeep.errors import NotFoundError, VmkeepError
 from vmkeep.operations import prepare, repositories, support
 from vmkeep.operations.choose import choose_points
+from vmkeep.operations.windows import too_late
 from vmkeep.planning import (
     Verb,
     plan_backup,
@@ -75,6 +76,8 @@ def plan(request: Request, *, as_json: bool) -> None:
     file = load(request.fleet)
     shown = preview(file, request)
     schedule = simulate(shown.plan, predicted_limits(file.fleet))
+    late = too_late(file.fleet, schedule) if request.operation == "backup" else None
+    notes = [*shown.notes, *([late] if late is not None else [])]
     if as_json:
         print_json(
             {
@@ -86,7 +89,7 @@ def plan(request: Request, *, as_json: bool) -> None:
                 "size": shown.size,
                 "new": shown.new,
                 "points": dict(shown.points),
-                "notes": list(shown.notes),
+                "notes": notes,
                 "steps": [asdict(row) for row in plan_rows(shown.plan, schedule)],
             }
         )
@@ -94,7 +97,7 @@ def plan(request: Request, *, as_json: bool) -> None:
     out().print(plan_text(shown.plan, schedule).rstrip("\n"), markup=False)
     for line in _sizes(shown):
         out().print(line, markup=False)
-    for note in shown.notes:
+    for note in notes:
         warn(note)
 
 

@@ -39,6 +39,15 @@ def problem(cron: str) -> str | None:
     return None
 
 
+def times(cron: str) -> list[tuple[int, int]]:
+    """Return the hours and minutes at which a cron expression fires, on its days; it has no problem."""
+    minutes, hours = (
+        sorted(_numbers(text.lower(), low, high, names) or ())
+        for text, (_, low, high, names) in zip(cron.split()[:2], _FIELDS, strict=False)
+    )
+    return [(hour, minute) for hour in hours for minute in minutes]
+
+
 def _numbers(text: str, low: int, high: int, names: dict[str, int]) -> set[int] | None:
     """Return the numbers that a field stands for, or `None` when it is no field."""
     found: set[int] = set()

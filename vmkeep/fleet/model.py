@@ -519,7 +519,7 @@ class Objective(Model):
 
 
 class Window(Model):
-    """When backups may run."""
+    """When backups may begin; what began before it closes is finished."""
 
     start: Annotated[str, StringConstraints(pattern=r"^([01]\d|2[0-3]):[0-5]\d$")]
     """The hour and minute it opens."""
@@ -580,7 +580,7 @@ class Fleet(Model):
     objectives: dict[Name, Objective] = {}
     """What services promise, by name."""
     windows: dict[Name, Window] = {}
-    """When backups may run, by name."""
+    """When backups may begin, by name; without any, at all times."""
     schedules: Schedules = Schedules()
     """What runs by itself."""
     limits: dict[str, Limit] = {}

@@ -6,6 +6,7 @@ Each rule takes the fleet and yields findings; a rule never stops another.
 from __future__ import annotations
 
 import re
+from datetime import date, datetime, time
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
@@ -16,15 +17,18 @@ from vmkeep.fleet import component_rules, cron
 from vmkeep.fleet.document import Finding
 from vmkeep.fleet.model import BEST, PRIMARY
 from vmkeep.fleet.suggest import suggestion
+from vmkeep.fleet.windows import opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vmkeep.fleet.document import Path
     from vmkeep.fleet.draft import Declared
-    from vmkeep.fleet.model import S3, Ages, Fleet, KeyReference, Kms, Place, Retention
+    from vmkeep.fleet.model import S3, Ages, Fleet, KeyReference, Kms, Place, Retention, Schedule
 
 _FREE_LIMITS: Final = ("upload", "bandwidth")
+_SUMMER_AND_WINTER: Final = (date(2026, 1, 15), date(2026, 7, 15))
+"""Days on which a schedule and a window in different time zones are compared."""
 
 
 def findings(fleet: Fleet, declared: Declared) -> list[Finding]:
@@ -35,7 +39,7 @@ def findings(fleet: Fleet, declared: Declared) -> list[Finding]:
     for name, vm in fleet.vms.items():
         broken = declared.broken.get(name, frozenset())
         found += component_rules.findings(("vms", name), vm, broken)
-    for check in (_store, _services, _times):
+    for check in (_store, _services, _times, _windows):
         found += check(fleet)
     found += _limits(fleet, declared)
     return found
@@ -212,9 +216,33 @@ def _times(fleet: Fleet) -> Iterator[Finding]:
                 yield Finding(("schedules", name, "sample"), "belongs to verify only")
             elif schedule.sample == 0:
                 yield Finding(("schedules", name, "sample"), "must be more than 0%")
-    for name, window in fleet.windows.items():
-        if window.start == window.end:
-            yield Finding(("windows", name), f"starts and ends at {window.start}: it is never open")
+
+
+def _windows(fleet: Fleet) -> Iterator[Finding]:
+    never = [name for name, window in fleet.windows.items() if window.start == window.end]
+    for name in never:
+        start = fleet.windows[name].start
+        yield Finding(("windows", name), f"starts and ends at {start}: it is never open")
+    backup = fleet.schedules.backup
+    if backup is None or not fleet.windows or never or cron.problem(backup.cron) is not None:
+        return
+    zones = [backup.timezone, *(window.timezone for window in fleet.windows.values())]
+    if all(map(_is_timezone, zones)):
+        yield from _missed(fleet, backup)
+
+
+def _missed(fleet: Fleet, backup: Schedule) -> Iterator[Finding]:
+    """Find times at which a backup is scheduled and may not begin."""
+    for day in _SUMMER_AND_WINTER:
+        for hour, minute in cron.times(backup.cron):
+            moment = datetime.combine(day, time(hour, minute), ZoneInfo(backup.timezone))
+            if opening(fleet.windows, moment) is None:
+                hours = "; ".join(
+                    f"{name}: {one.start} to {one.end} {one.timezone}" for name, one in fleet.windows.items()
+                )
+                message = f"fires at {moment:%H:%M} {backup.timezone}, when no window is open ({hours})"
+                yield Finding(("schedules", "backup", "cron"), message)
+                return
 
 
 def _is_timezone(name: str) -> bool:

@@ -11,6 +11,7 @@ from vmkeep.components.whole_disks import doubts
 from vmkeep.errors import PartialError, SourceError
 from vmkeep.operations import freeze
 from vmkeep.operations.report import StepReport
+from vmkeep.operations.windows import require_open
 from vmkeep.repository import Point
 from vmkeep.units import format_size
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 
 def snapshot(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
-    """Capture all VMs of the group at one moment."""
+    """Capture all VMs of the group at one moment; not any more when the window has closed meanwhile."""
+    require_open(run.file.fleet, run.request)
     taken = freeze.capture(run, step.group or step.vms[0], step.vms)
     live = [one for one in taken if any(machine.running for machine in one.machines.values())]
     remarks = tuple(dict.fromkeys(remark for one in live for remark in one.remarks))

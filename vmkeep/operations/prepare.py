@@ -14,6 +14,7 @@ from vmkeep.operations.drilled import drilled_vms, require_drillable
 from vmkeep.operations.prune import pruned_vms
 from vmkeep.operations.restore import elsewhere, require_free
 from vmkeep.operations.support import require_supported
+from vmkeep.operations.windows import require_open
 from vmkeep.planning import (
     Facts,
     Plan,
@@ -39,7 +40,8 @@ def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
     """Return the plan of *request*, and the recovery points that it uses, by VM.
 
     Raises:
-        InputError: a target is unknown, a VM would be overwritten, or something is not supported.
+        InputError: a target is unknown, a VM would be overwritten, something is not supported, or no window
+            for backups is open.
         NotFoundError: there is no recovery point to restore or verify.
     """
     if request.packs or request.operation == "prune":
@@ -52,6 +54,7 @@ def prepare(file: FleetFile, request: Request) -> tuple[Plan, dict[str, str]]:
         case "configure":
             return plan_configure(file.fleet, selection, facts(file, selection, None)), {}
         case "backup":
+            require_open(file.fleet, request)
             with repositories.open_repository(file) as repository:
                 return plan_backup(file.fleet, selection, facts(file, selection, repository)), {}
         case "restore" | "drill":

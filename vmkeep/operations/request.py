@@ -57,6 +57,8 @@ class Request(BaseModel):
     """Seconds after which `prune` takes a session for dead that has not ended."""
     copies: tuple[str, ...] = ()
     """Where to copy to; none means all copies."""
+    any_time: bool = False
+    """Back up also while no window of the fleet is open."""
     dependencies: bool = False
     """Restore also all that the targets depend on."""
 

@@ -19,9 +19,9 @@ def unsupported(file: FleetFile, vms: Iterable[str] | None = None) -> list[str]:
     """Return one sentence for each declared thing that cannot be carried out.
 
     Args:
-        vms: only what concerns these VMs and the fleet as a whole; all by default.
+        vms: only what concerns these VMs; all by default.
     """
-    return [*_of_the_fleet(file), *_of_vms(file, [*(file.fleet.vms if vms is None else vms)])]
+    return [*_of_vms(file, [*(file.fleet.vms if vms is None else vms)])]
 
 
 def notices(file: FleetFile) -> list[str]:
@@ -79,11 +79,6 @@ def require_supported(file: FleetFile, vms: Iterable[str]) -> None:
     found = unsupported(file, vms)
     if found:
         raise UnsupportedError("\n".join(found))
-
-
-def _of_the_fleet(file: FleetFile) -> Iterator[str]:
-    if file.fleet.windows:
-        yield "windows are not supported by this version: use the cron of the schedule"
 
 
 def _of_vms(file: FleetFile, vms: list[str]) -> Iterator[str]:

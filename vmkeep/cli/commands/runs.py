@@ -47,6 +47,9 @@ def backup(  # noqa: PLR0913  (each is an option)
     kind: options.Kinds = None,
     resume: options.Resume = None,
     *,
+    any_time: Annotated[
+        bool, typer.Option("--any-time", help="Also while no window of the fleet is open.")
+    ] = False,
     direct: options.Direct = False,
     json: options.Json = False,
 ) -> None:
@@ -57,7 +60,10 @@ def backup(  # noqa: PLR0913  (each is an option)
     from vmkeep.cli.runs import Mode, carry_out
     from vmkeep.operations.request import Request
 
-    request = Request(operation="backup", fleet=fleet, targets=tuple(targets or ()), kinds=tuple(kind or ()))
+    request = Request(
+        operation="backup", fleet=fleet, targets=tuple(targets or ()), kinds=tuple(kind or ()),
+        any_time=any_time,
+    )  # fmt: skip
     carry_out(request, Mode(direct=direct, as_json=json, resume=resume))
 
 
