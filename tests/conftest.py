@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from vmkeep.testing import vsphere as vsphere_server
 from vmkeep.testing.libvirtd import libvirtd as run_libvirtd
 from vmkeep.testing.seaweed import seaweed as run_seaweed
 
@@ -62,3 +63,12 @@ def second_libvirtd(second_libvirt_daemon):
     second_libvirt_daemon.clear()
     yield second_libvirt_daemon
     second_libvirt_daemon.clear()
+
+
+@pytest.fixture
+def vsphere(tmp_path):
+    """A vSphere server of the test's own, without VMs."""
+    folder = tmp_path / "vsphere"
+    folder.mkdir()
+    with vsphere_server.simulator(folder) as server:
+        yield server
