@@ -30,7 +30,7 @@ _WORDS: Final = {
     "disks": "Only these whole disks, into VMs that exist; none means all that is selected.",
     "networks": 'Other networks, the new one by the one that a VM was on, such as {"VMNetwork": "dmz"}.',
     "storage": "Where the disks of VMs that do not exist are made; none means where they were.",
-    "hypervisor": "Restore to this hypervisor; none means each VM to its own.",
+    "hypervisors": "Restore to these hypervisors, VMs spread over them; none means each VM to its own.",
     "dependencies": "Restore also all that these VMs depend on.",
     "overwrite": "Replace VMs that exist. Without it, no VM that exists is touched.",
     "instant": "Start the VMs at once, from their recovery points. Not on all hypervisors.",
@@ -76,7 +76,7 @@ def request(operation: Operation, parameters: dict[str, Any]) -> Request:
         disks=tuple(parameters.get("disks") or ()),
         networks=dict(parameters.get("networks") or {}),
         storage=parameters.get("storage"),
-        hypervisor=parameters.get("hypervisor"),
+        hypervisors=tuple(parameters.get("hypervisors") or ()),
         repository=parameters.get("repository"),
         copies=tuple(parameters.get("copies") or ()),
         packs=bool(parameters.get("packs")),
@@ -128,7 +128,7 @@ def _fields(file: FleetFile, operation: Operation) -> list[tuple[str, Any, Any]]
             ("disks", list[str], []),
             ("networks", dict[str, str], {}),
             ("storage", str | None, None),
-            ("hypervisor", _one_of(tuple(fleet.hypervisors)) | None, None),
+            ("hypervisors", _several(tuple(fleet.hypervisors)), []),
         ]
     if operation == "verify":
         fields.append(("packs", bool, False))

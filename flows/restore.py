@@ -27,7 +27,7 @@ def restore(  # noqa: PLR0913, PLR0917  (the fields of the form)
     disks: list[str] | None = None,
     networks: dict[str, str] | None = None,
     storage: str | None = None,
-    hypervisor: str | None = None,
+    hypervisors: list[str] | None = None,
     repository: str | None = None,
 ) -> State[Any]:
     """Restore VMs of the fleet in the file *fleet*."""
@@ -35,7 +35,7 @@ def restore(  # noqa: PLR0913, PLR0917  (the fields of the form)
         "fleet": fleet, "vms": vms, "components": components, "at": at, "points": points,
         "rename": rename, "dependencies": dependencies, "overwrite": overwrite,
         "instant": instant, "bandwidth": bandwidth,
-        "disks": disks, "networks": networks, "storage": storage, "hypervisor": hypervisor,
+        "disks": disks, "networks": networks, "storage": storage, "hypervisors": hypervisors,
         "repository": repository,
     }  # fmt: skip
     return carry_out(forms.request("restore", given))

@@ -69,7 +69,7 @@ def parameters(request: Request) -> dict[str, Any]:
             "disks": list(request.disks),
             "networks": request.networks,
             "storage": request.storage,
-            "hypervisor": request.hypervisor,
+            "hypervisors": list(request.hypervisors),
         }
     if request.operation == "verify":
         given |= {"percent": request.share * 100, "packs": request.packs}

@@ -227,14 +227,41 @@ def test_a_vm_of_a_host_that_was_lost_comes_back_on_another(rack, second_libvirt
         rack.path.read_text().replace("hypervisors: {here: ", f"hypervisors: {{{there}, here: ")
     )
 
-    report = rack.run("restore", rename=rename, hypervisor="there")
+    report = rack.run("restore", rename=rename, hypervisors=["there"])
 
     assert report.exit_code == 0, report.errors
     vm = rename.get("db1", "db1")
     assert "on there" in report.steps["place db1"].text
+    told = "".join(report.steps["place db1"].details)
+    assert ("say 'hypervisor: there' in the fleet file" in told) == (not rename)
     rack.daemon = second_libvirtd
     assert digests(rack, vm) == before
     assert rack.domain(vm).isActive()
+
+
+def test_vms_of_a_host_that_was_lost_are_spread_over_others_and_kept_apart(
+    libvirtd, second_libvirtd, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("VMKEEP_STATE", str(tmp_path / "state"))
+    second_libvirtd.define_pool("default")
+    one = "disks: [{name: root, size: 4MiB}]"
+    rack = Rack(tmp_path, libvirtd, f"vms: {{web1: {{{one}}}, web2: {{{one}}}}}\n")
+    assert rack.run("backup").exit_code == 0
+    for vm in ("web1", "web2"):
+        rack.domain(vm).undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    there = f'there: {{driver: libvirt, uri: "{second_libvirtd.uri}", sockets: "{second_libvirtd.sockets}"}}'
+    apart = rack.path.read_text().replace("hypervisors: {here: ", f"hypervisors: {{{there}, here: ")
+    apart = apart.replace("web2: {", "web2: {hypervisor: there, placement: {away_from: [web1]}, ")
+    rack.path.write_text(apart)
+
+    report = rack.run("restore", hypervisors=["here", "there"])
+
+    assert report.exit_code == 0, report.errors
+    hosts = [
+        [domain.name() for domain in daemon.connection.listAllDomains()]
+        for daemon in (libvirtd, second_libvirtd)
+    ]
+    assert sorted(hosts) == [["web1"], ["web2"]]
 
 
 def test_after_a_restore_nothing_is_inherited_from_the_disk_that_was_replaced(rack):

@@ -544,3 +544,18 @@ def test_a_run_that_begins_is_never_taken_for_dead(site):
         for watcher in watchers:
             watcher.join()
     assert found == []
+
+
+@pytest.mark.parametrize("text", ["{", '{"request": {"operation": "juggle"}}', "[]"])
+def test_a_run_whose_state_cannot_be_read_is_told_and_keeps_no_other_away(site, text):
+    lost = state_folder("site") / "runs" / "20261124T010000Z-12345678"
+    lost.mkdir(parents=True)
+    (lost / "run.json").write_text(text)
+    (lost / "lock").touch()
+
+    report = site.run("backup")
+
+    assert report.exit_code == 0
+    assert f"run {lost.name} cannot be read" in report.trouble
+    with pytest.raises(IntegrityError, match=f"delete {lost}"):
+        site.run("backup", resume=lost.name)

@@ -50,6 +50,14 @@ Points = Annotated[
         "--point", metavar="VM=SESSION", help="Use this recovery point of a VM. Its beginning is enough."
     ),
 ]
+Hypervisors = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hypervisor",
+        metavar="NAME",
+        help="Restore to this hypervisor of the fleet file. Repeatable: VMs are spread over them by room.",
+    ),
+]
 Repository = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ from vmkeep.cli.fleet_file import load
 from vmkeep.errors import NotFoundError, VmkeepError
 from vmkeep.operations import prepare, repositories, support
 from vmkeep.operations.choose import choose_points
+from vmkeep.operations.placed import placed
 from vmkeep.operations.windows import too_late
 from vmkeep.planning import (
     Verb,
@@ -27,7 +28,7 @@ from vmkeep.reports.tables import plan_rows, plan_text
 from vmkeep.units import format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from vmkeep.fleet import FleetFile, Selection
     from vmkeep.operations.request import Request
@@ -74,6 +75,8 @@ def plan(request: Request, *, as_json: bool) -> None:
         InputError: a target is unknown.
     """
     file = load(request.fleet)
+    request = placed(file, request)
+    file = file.on(request.placed)
     shown = preview(file, request)
     schedule = simulate(shown.plan, predicted_limits(file.fleet))
     late = too_late(file.fleet, schedule) if request.operation == "backup" else None
@@ -89,16 +92,24 @@ def plan(request: Request, *, as_json: bool) -> None:
                 "size": shown.size,
                 "new": shown.new,
                 "points": dict(shown.points),
+                "hypervisors": dict(request.placed),
                 "notes": notes,
                 "steps": [asdict(row) for row in plan_rows(shown.plan, schedule)],
             }
         )
         return
     out().print(plan_text(shown.plan, schedule).rstrip("\n"), markup=False)
-    for line in _sizes(shown):
+    for line in [*_places(request), *_sizes(shown)]:
         out().print(line, markup=False)
     for note in notes:
         warn(note)
+
+
+def _places(request: Request) -> Iterator[str]:
+    """Yield which VMs would go where, if the restore may choose."""
+    for hypervisor in dict.fromkeys(request.placed.values()):
+        names = [name for name, there in request.placed.items() if there == hypervisor]
+        yield f"to {hypervisor}: {', '.join(names)}"
 
 
 def preview(file: FleetFile, request: Request) -> Preview:

@@ -44,7 +44,7 @@ class Choice:
     disks: tuple[str, ...] = ()
     networks: tuple[str, ...] = ()
     storage: str | None = None
-    hypervisor: str | None = None
+    hypervisors: tuple[str, ...] = ()
 
     @property
     def of_files(self) -> bool:
@@ -71,7 +71,7 @@ def request_of(choice: Choice, fleet: Path, repository: str | None) -> Request:
         disks=choice.disks,
         networks=parse_pairs(list(choice.networks), option="--network", example="VMNetwork=dmz"),
         storage=choice.storage,
-        hypervisor=choice.hypervisor,
+        hypervisors=choice.hypervisors,
         instant=choice.instant,
         bandwidth=rate(choice.bandwidth),
         overwrite=choice.overwrite,
@@ -138,7 +138,7 @@ def _check(choice: Choice) -> None:
         raise InputError("--as and --with-dependencies are for restores into VMs, not for --to or --tar")
     if choice.of_files and choice.disks:
         raise InputError("--disk is for restores into VMs, not for --to or --tar")
-    if choice.of_files and (choice.networks or choice.storage or choice.hypervisor):
+    if choice.of_files and (choice.networks or choice.storage or choice.hypervisors):
         raise InputError("--network, --storage and --hypervisor are for VMs, not for --to or --tar")
     if choice.of_files and choice.instant:
         raise InputError("--instant is for restores into VMs, not for --to or --tar")

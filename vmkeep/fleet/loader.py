@@ -41,20 +41,12 @@ class FleetFile:
         """Return *path* as the fleet file means it: `~` expanded, relative to the file's folder."""
         return (self.path.absolute().parent / Path(path).expanduser()).resolve()
 
-    def on(self, hypervisor: str | None) -> FleetFile:
-        """Return the fleet with all of its VMs on one hypervisor; itself for `None`.
-
-        Raises:
-            InputError: there is no such hypervisor.
-        """
-        if hypervisor is None:
-            return self
-        known = self.fleet.hypervisors
-        if hypervisor not in known:
-            raise InputError(
-                f"{self.path}: there is no hypervisor {hypervisor!r}{suggestion(hypervisor, [*known])}"
-            )
-        vms = {name: vm.model_copy(update={"hypervisor": hypervisor}) for name, vm in self.fleet.vms.items()}
+    def on(self, placed: Mapping[str, str]) -> FleetFile:
+        """Return the fleet with VMs on other hypervisors than it declares, by their names."""
+        vms = {
+            name: vm.model_copy(update={"hypervisor": placed.get(name, vm.hypervisor)})
+            for name, vm in self.fleet.vms.items()
+        }
         return replace(self, fleet=self.fleet.model_copy(update={"vms": vms}))
 
     def at(self, repository: str | None) -> FleetFile:

@@ -119,6 +119,24 @@ def _placement(fleet: Fleet, declared: Declared) -> Iterator[Finding]:
                 yield Finding((*path, key, others.index(name)), f"{name} cannot be {key} itself")
         for other in sorted(set(vm.placement.near) & set(vm.placement.away_from)):
             yield Finding(path, f"{other} stands in near and in away_from")
+        yield from _of_one_host(fleet, name, path)
+
+
+def _of_one_host(fleet: Fleet, name: str, path: Path) -> Iterator[Finding]:
+    """Find VMs that stand on the wrong host already, where a hypervisor is one host."""
+    vm = fleet.vms[name]
+    config = fleet.hypervisors.get(vm.hypervisor)
+    if vm.placement is None or config is None or config.driver != "libvirt":
+        return
+    there = {other: one.hypervisor for other, one in fleet.vms.items() if other != name}
+    for number, other in enumerate(vm.placement.away_from):
+        if there.get(other) == vm.hypervisor:
+            message = f"{name} is to be away from {other}, and both are on {vm.hypervisor}, which is one host"
+            yield Finding((*path, "away_from", number), message)
+    for number, other in enumerate(vm.placement.near):
+        if there.get(other, vm.hypervisor) != vm.hypervisor:
+            message = f"{name} is to be near {other}, which is on {there[other]}, not on {vm.hypervisor}"
+            yield Finding((*path, "near", number), message)
 
 
 def _store(fleet: Fleet) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from vmkeep import fleet as fleets
 from vmkeep.errors import ConflictError, VmkeepError
 from vmkeep.operations import kept_points, orphans
 from vmkeep.operations.drilled import measure
+from vmkeep.operations.placed import placed
 from vmkeep.operations.places import chosen
 from vmkeep.operations.prepare import prepare
 from vmkeep.operations.reap import reap
@@ -41,8 +42,8 @@ def begin(request: Request, *, suffix: str | None = None) -> Run:
         for folder in (state_folder(file.fleet.fleet) / "runs").glob(f"*-{suffix}"):
             return _continued(Run.reopen(folder))
     doubts: list[str] = []
-    request = chosen(file, request, doubts.append)
-    plan, points = prepare(file.at(request.repository).on(request.hypervisor), request)
+    request = placed(file, chosen(file, request, doubts.append))
+    plan, points = prepare(file.at(request.repository).on(request.placed), request)
     left = [*doubts, *reap(file)]
     if plan.operation in {"backup", "restore", "drill"}:
         left += orphans.clear(file)

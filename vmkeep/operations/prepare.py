@@ -117,11 +117,11 @@ def _held(saved: SavedComponent) -> int:
 def _restore(file: FleetFile, request: Request, selection: Selection) -> tuple[Plan, dict[str, str]]:
     _require_names(selection, request.rename)
     instantly = request.instant and request.operation == "restore"
-    if request.disks and (request.instant or request.networks or request.storage or request.hypervisor):
+    if request.disks and (request.instant or request.networks or request.storage or request.hypervisors):
         raise InputError(
             "--disk restores into a VM as it is: leave --instant, --network, --storage, --hypervisor out"
         )
-    if instantly and request.hypervisor is not None:
+    if instantly and request.hypervisors:
         raise InputError("--instant restores a VM to its own hypervisor: leave --hypervisor out")
     if instantly:
         require_instant(file, selection)

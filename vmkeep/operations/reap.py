@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from vmkeep.disks import scratch
-from vmkeep.errors import NotFoundError, VmkeepError
+from vmkeep.errors import IntegrityError, NotFoundError, VmkeepError
 from vmkeep.operations import freeze, kept_points, replaced, serving, steps
 from vmkeep.operations.run import Run, dead_runs
 from vmkeep.operations.state import state_folder
@@ -28,7 +28,9 @@ def reap(file: FleetFile) -> list[str]:
     scratch.reap()
     for ended in (state_folder(fleet) / "runs").glob(".*"):
         shutil.rmtree(ended, ignore_errors=True)
-    return [*(trouble for run in _dead(fleet) for trouble in _undo(run)), *_serve(file)]
+    unreadable: list[str] = []
+    undone = [trouble for run in _dead(fleet, unreadable) for trouble in _undo(run)]
+    return [*undone, *unreadable, *_serve(file)]
 
 
 def _serve(file: FleetFile) -> Iterator[str]:
@@ -51,12 +53,15 @@ def _serve(file: FleetFile) -> Iterator[str]:
     yield from map(str, strange)
 
 
-def _dead(fleet: str) -> Iterator[Run]:
+def _dead(fleet: str, unreadable: list[str]) -> Iterator[Run]:
     for folder in dead_runs(fleet):
         if not (folder / "run.json").exists():
             continue
         try:
             dead = Run.reopen(folder)
+        except IntegrityError as error:
+            unreadable.append(str(error))
+            continue
         except VmkeepError:  # another process clears it away, or its fleet file is gone
             continue
         with dead:
@@ -68,7 +73,7 @@ def _dead(fleet: str) -> Iterator[Run]:
 
 def left_by_drills(fleet: str) -> list[str]:
     """Return the runs of drills that died, and of which something may be there still."""
-    return [dead.id for dead in _dead(fleet) if dead.plan.operation == "drill" and not torn_down(dead)]
+    return [dead.id for dead in _dead(fleet, []) if dead.plan.operation == "drill" and not torn_down(dead)]
 
 
 def torn_down(dead: Run) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vmkeep.errors import InputError
 from vmkeep.repository.collect import DEAD_AFTER
@@ -38,8 +38,10 @@ class Request(BaseModel):
     """Restore onto other networks: the new one by the one that a VM was on."""
     storage: str | None = None
     """Where the disks of restored VMs are made; by default where they were."""
-    hypervisor: str | None = None
-    """Restore to this hypervisor of the fleet file; by default each VM to its own."""
+    hypervisors: tuple[str, ...] = ()
+    """Restore to these hypervisors of the fleet file; none means each VM to its own."""
+    placed: dict[str, str] = {}
+    """VM to hypervisor: on which of them it is restored, as it was decided when the run began."""
     instant: bool = False
     """Restore VMs so that they run at once, and their data streams in behind them; a drill does so where it
     can, and never copies the data."""
@@ -61,6 +63,14 @@ class Request(BaseModel):
     """Back up also while no window of the fleet is open."""
     dependencies: bool = False
     """Restore also all that the targets depend on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, given: Any) -> Any:
+        """Take what was kept when a restore could name one hypervisor only, and did not."""
+        if isinstance(given, dict) and given.get("hypervisor", "") is None:
+            return {key: value for key, value in given.items() if key != "hypervisor"}
+        return given
 
     def aware(self) -> datetime | None:
         """Return `at` as UTC; a time without a zone is local time."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from vmkeep import fleet as fleets
 from vmkeep.components.base import RestoreContext
 from vmkeep.components.gates import Clock, pass_gates
 from vmkeep.components.health import check_images
@@ -31,7 +32,15 @@ def place(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     """Decide where the VM is restored to, and refuse before anything is written."""
     (name,) = step.vms
     require_free(run.hypervisor_of(name), name, run.request)
-    return StepReport(f"on {run.file.fleet.vms[name].hypervisor} as {run.target(name)}")
+    there, target = run.file.fleet.vms[name].hypervisor, run.target(name)
+    declared = fleets.load(run.request.fleet).fleet.vms[name].hypervisor
+    moved = (
+        f"VM {name} will be on {there}, and is declared on {declared}: say 'hypervisor: {there}' in the fleet "
+        "file, so that it is saved where it is"
+    )
+    return StepReport(
+        f"on {there} as {target}", details=(moved,) if target == name and there != declared else ()
+    )
 
 
 def require_free(hypervisor: Hypervisor, name: str, request: Request) -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from vmkeep import fleet as fleets
 from vmkeep.components.guest import GuestFiles
-from vmkeep.errors import AccessError, ConflictError, InputError, NotFoundError
+from vmkeep.errors import AccessError, ConflictError, InputError, IntegrityError, NotFoundError
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories
 from vmkeep.operations.request import Request
@@ -69,7 +69,7 @@ class Run:
         self.plan = plan
         self.chosen = dict(points)
         self.taken = Taken(folder)
-        self.file: FleetFile = fleets.load(request.fleet).at(request.repository).on(request.hypervisor)
+        self.file: FleetFile = fleets.load(request.fleet).at(request.repository).on(request.placed)
         self.cancelled: Final = threading.Event()
         """Set when the run was interrupted: what only waits for something need not any more."""
         self._mutex = threading.RLock()
@@ -117,6 +117,7 @@ class Run:
 
         Raises:
             NotFoundError: there is no such run here.
+            IntegrityError: it cannot be read.
             ConflictError: another process carries it out now.
         """
         with _open_lock:
@@ -125,10 +126,16 @@ class Run:
             return run
         try:
             content = json.loads((folder / "run.json").read_bytes())
+            request, plan = Request.model_validate(content["request"]), Plan.from_json(content["plan"])
+            points = content["points"]
         except FileNotFoundError:
             raise NotFoundError(f"there is no run {folder.name} in {folder.parent}") from None
-        request = Request.model_validate(content["request"])
-        return cls(folder, request, Plan.from_json(content["plan"]), content["points"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(
+                f"run {folder.name} cannot be read: it is damaged, or of another version of vmkeep, which "
+                f"undoes what it left; to give that up, delete {folder}"
+            ) from error
+        return cls(folder, request, plan, points)
 
     # What the steps use.
 

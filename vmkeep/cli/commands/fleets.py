@@ -61,6 +61,7 @@ def plan(  # noqa: PLR0913  (each is an option)
     targets: options.Targets = None,
     fleet: options.Fleet = options.FLEET_FILE,
     kind: options.Kinds = None,
+    hypervisor: options.Hypervisors = None,
     *,
     instant: Annotated[bool, typer.Option("--instant", help="Of a restore: an instant one.")] = False,
     json: options.Json = False,
@@ -74,6 +75,7 @@ def plan(  # noqa: PLR0913  (each is an option)
         fleet=fleet,
         targets=tuple(targets or ()),
         kinds=tuple(kind or ()),
+        hypervisors=tuple(hypervisor or ()),
         instant=instant and operation is Operation.RESTORE,
     )
     carry_out(request, as_json=json)

@@ -101,9 +101,7 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
     storage: Annotated[
         str | None, typer.Option(metavar="NAME", help="Make the disks there (libvirt: a storage pool).")
     ] = None,
-    hypervisor: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Restore to this hypervisor of the fleet file.")
-    ] = None,
+    hypervisor: options.Hypervisors = None,
     repository: options.Repository = None,
     resume: options.Resume = None,
     *,
@@ -138,7 +136,8 @@ def restore(  # noqa: PLR0913, PLR0917  (typer calls it, by name; each is an opt
         rename=tuple(rename or ()), overwrite=overwrite, dependencies=with_dependencies,
         folder=to, tar=tar, paths=tuple(path or ()), owners=not no_owners,
         instant=instant, bandwidth=bandwidth,
-        disks=tuple(disk or ()), networks=tuple(network or ()), storage=storage, hypervisor=hypervisor,
+        disks=tuple(disk or ()), networks=tuple(network or ()), storage=storage,
+        hypervisors=tuple(hypervisor or ()),
     )  # fmt: skip
     request = request_of(choice, fleet, repository)
     if choice.of_files:

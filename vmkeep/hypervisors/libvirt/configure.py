@@ -40,8 +40,8 @@ class Configure:
 
     def unsupported(self, vm: VM) -> Iterator[tuple[str, str]]:
         """Yield each declared thing that this driver does not do, and what to do."""
-        if vm.placement is not None:
-            yield "placement", "a libvirt connection is one host; remove it"
+        if vm.placement is not None and vm.placement.hosts:
+            yield "placement.hosts", "a libvirt connection is one host; remove it"
         for disk in vm.disks:
             if disk.format not in pools.FORMATS:
                 yield f"disks.{disk.name}.format {disk.format}", f"use {' or '.join(pools.FORMATS)}"
