@@ -5,7 +5,7 @@ from __future__ import annotations
 from prefect.blocks.system import Secret
 
 from vmkeep.errors import AccessError
-from vmkeep.operations.repositories import resolvers
+from vmkeep.fleet.lookup import resolvers
 
 
 def read_block(name: str) -> str:

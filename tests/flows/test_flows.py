@@ -8,6 +8,7 @@ import pytest
 
 from vmkeep import fleet as fleets
 from vmkeep.errors import InputError, SourceChangedError, TemporaryError
+from vmkeep.fleet import lookup
 from vmkeep.operations import backup, repositories, steps
 from vmkeep.operations.retry import attempts
 from vmkeep.planning import Verb
@@ -239,7 +240,7 @@ def test_secrets_are_read_from_prefect_blocks(site, monkeypatch):
     Secret(value=(site.folder / "key").read_text()).save("site-key", overwrite=True)
     text = site.path.read_text().replace("key: {file: ./key}", "key: {prefect_secret: site-key}")
     site.path.write_text(text)
-    monkeypatch.delitem(repositories.resolvers, "prefect_secret", raising=False)
+    monkeypatch.delitem(lookup.resolvers, "prefect_secret", raising=False)
 
     assert fleets.load(site.path).fleet.repository.key.prefect_secret == "site-key"
     assert run(site, "backup", targets=["app1"]).exit_code == 0

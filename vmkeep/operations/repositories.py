@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from vmkeep.errors import InputError, UnsupportedError
+from vmkeep.fleet.lookup import login_of, text_of
 from vmkeep.operations.state import cache_folder
 from vmkeep.repository import Repository, parse_secret, read_key_file, read_key_variable
 from vmkeep.repository.roles import UNLOCKED
 from vmkeep.stores import Lock, S3Options, open_store, shared_pace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from vmkeep.fleet import FleetFile
-    from vmkeep.fleet.model import KeyReference, Place
+    from vmkeep.fleet.model import Place
     from vmkeep.repository import Opener
     from vmkeep.stores import Store
 
@@ -23,11 +22,6 @@ _MODES: Final[dict[str, Literal["GOVERNANCE", "COMPLIANCE"]]] = {
     "governance": "GOVERNANCE",
     "compliance": "COMPLIANCE",
 }
-resolvers: Final[dict[str, Callable[[str], str]]] = {}
-"""How references that need another program are looked up, by their key in the fleet file.
-
-The library knows no Prefect: `flows` adds `prefect_secret` here.
-"""
 
 
 def store_of(file: FleetFile) -> Store:
@@ -42,9 +36,8 @@ def store_of(file: FleetFile) -> Store:
     if config.s3 is not None:
         keys = {}
         if config.s3.credentials is not None:
-            access, _, secret = text_of(file, config.s3.credentials).strip().partition(":")
-            if not (access and secret):
-                raise InputError("repository.s3.credentials: the secret must read ACCESS_KEY:SECRET_KEY")
+            what = "repository.s3.credentials: the secret must read ACCESS_KEY:SECRET_KEY"
+            access, secret = login_of(config.s3.credentials, file.path.absolute().parent, what=what)
             keys = {"access_key": access, "secret_key": secret}
         options = S3Options(
             endpoint_url=config.s3.endpoint_url,
@@ -81,7 +74,7 @@ def secret_of(file: FleetFile) -> Opener:
         return read_key_variable(key.env)
     if key.kms is not None:
         return kms_key(file, key.kms)
-    return parse_secret(text_of(file, key))
+    return parse_secret(text_of(key, file.path.absolute().parent))
 
 
 def kms_key(file: FleetFile, key: str) -> Opener:
@@ -95,28 +88,6 @@ def kms_key(file: FleetFile, key: str) -> Opener:
     config = file.fleet.repository.kms
     options = KmsOptions(config.endpoint_url, config.region, config.profile) if config else KmsOptions()
     return KmsKey(key, options)
-
-
-def text_of(file: FleetFile, reference: KeyReference) -> str:
-    """Return the text that a reference stands for.
-
-    Raises:
-        InputError: there is no such thing.
-        UnsupportedError: this kind of reference cannot be looked up here.
-    """
-    if reference.file is not None:
-        path = file.resolve(reference.file)
-        try:
-            return path.read_text().strip()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-    if reference.env is not None:
-        return read_key_variable(reference.env).data.decode()
-    (kind,) = reference.model_fields_set
-    if kind not in resolvers:
-        what = "needs Prefect: run it without --direct" if kind == "prefect_secret" else "is not supported"
-        raise UnsupportedError(f"a reference by {kind} {what}; use file or env")
-    return resolvers[kind](str(getattr(reference, kind)))
 
 
 def open_repository(file: FleetFile) -> Repository:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks.nbd_server import serving as nbd_serving
 from vmkeep.errors import VmkeepError
+from vmkeep.fleet import lookup
 from vmkeep.operations import repositories, served_point, serving
 from vmkeep.operations.mount import whole_disks
 from vmkeep.operations.taken import write_whole
@@ -45,7 +46,7 @@ def main(folder: Path) -> int:
     """Serve what is noted in *folder* until the VM needs it no more, or a signal comes."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO, stream=sys.stderr)
     secrets = json.loads(sys.stdin.buffer.read() or b"{}")
-    repositories.resolvers.update({kind: known.__getitem__ for kind, known in secrets.items()})
+    lookup.resolvers.update({kind: known.__getitem__ for kind, known in secrets.items()})
     wanted = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
     with contextlib.ExitStack() as stack:

@@ -42,6 +42,7 @@ from vmkeep.errors import (
     UnsupportedError,
     VmkeepError,
 )
+from vmkeep.fleet import lookup
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.operations import repositories, served_point
 from vmkeep.operations.state import state_folder
@@ -509,5 +510,5 @@ def _looked_up(file: FleetFile) -> dict[str, dict[str, str]]:
         if reference is not None and not reference.model_fields_set & {"file", "env"}:
             (kind,) = reference.model_fields_set
             name = str(getattr(reference, kind))
-            given.setdefault(kind, {})[name] = repositories.text_of(file, reference)
+            given.setdefault(kind, {})[name] = lookup.text_of(reference, file.path.absolute().parent)
     return given
