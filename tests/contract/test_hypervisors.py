@@ -7,6 +7,8 @@ import pytest
 from vmkeep.hypervisors.images import ImagesHypervisor
 from vmkeep.hypervisors.libvirt.driver import LibvirtHypervisor
 from vmkeep.hypervisors.memory import MemoryHypervisor
+from vmkeep.hypervisors.vsphere.connection import Connection, address_of
+from vmkeep.hypervisors.vsphere.driver import VsphereHypervisor
 from vmkeep.testing.guests import write_into
 from vmkeep.testing.hypervisors import HypervisorContract
 
@@ -50,3 +52,25 @@ class TestLibvirtHypervisor(HypervisorContract):
 
     def write(self, hypervisor, name, data):
         write_into(hypervisor.images(name)[0].path, 0, data)
+
+
+@pytest.mark.integration
+class TestVsphereHypervisor(HypervisorContract):
+    form = "vmdk"
+    holds = True
+
+    @pytest.fixture(autouse=True)
+    def server(self, vsphere):
+        self.vsphere = vsphere
+        address = address_of(vsphere.host, ca_file=vsphere.ca)
+        connection = Connection(address, lambda: (vsphere.user, vsphere.password))
+        self.one = VsphereHypervisor("dc1", connection)
+        yield
+        self.one.discard_disks("db1", ["root"])  # what tests left uncommitted
+        connection.close()
+
+    def open(self):
+        return self.one
+
+    def write(self, hypervisor, name, data):  # noqa: ARG002
+        self.vsphere.write(name, 0, 0, data)

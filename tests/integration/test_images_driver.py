@@ -227,18 +227,18 @@ def test_a_relative_path_starts_at_the_fleet_file(tmp_path):
     assert (tmp_path / "images" / "db1" / "root.raw").exists()
 
 
-def test_a_driver_of_a_later_version_is_refused(tmp_path):
-    config = VsphereHypervisor(driver="vsphere", host="vc.example", credentials=KeyReference(env="SECRET"))
+@pytest.mark.parametrize(
+    "config",
+    [
+        LibvirtHypervisor(driver="libvirt", uri="qemu:///system"),
+        VsphereHypervisor(driver="vsphere", host="vc.example", credentials=KeyReference(env="SECRET")),
+    ],
+    ids=["libvirt", "vsphere"],
+)
+def test_a_driver_whose_python_module_is_missing_says_what_to_install(tmp_path, monkeypatch, config):
+    monkeypatch.setitem(sys.modules, f"vmkeep.hypervisors.{config.driver}.driver", None)
 
-    with pytest.raises(UnsupportedError, match="driver vsphere"):
-        opening.open_hypervisor("dc1", config, tmp_path)
-
-
-def test_a_driver_whose_python_module_is_missing_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vmkeep.hypervisors.libvirt.driver", None)
-    config = LibvirtHypervisor(driver="libvirt", uri="qemu:///system")
-
-    with pytest.raises(UnsupportedError, match="pip install"):
+    with pytest.raises(UnsupportedError, match=rf"pip install 'vmkeep\[{config.driver}\]'"):
         opening.open_hypervisor("rack", config, tmp_path)
 
 

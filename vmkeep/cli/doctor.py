@@ -197,6 +197,8 @@ def _hypervisors(file: FleetFile) -> Iterator[Check]:
             told.append(f"'vmkeep configure' makes {', '.join(missing)}")
         if others:
             told.append(f"{others} more ('vmkeep import' takes them into the fleet)")
+        if config.driver == "vsphere" and not config.verify_tls:
+            told.append("its certificate is NOT checked (verify_tls: false)")
         told.append(f"{room.cpus} CPUs")
         spaces = [
             ("memory", room.free, room.memory),

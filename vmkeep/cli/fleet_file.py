@@ -28,6 +28,7 @@ def load(path: Path, repository: str | None = None) -> FleetFile:
     main = file.fleet.repository
     places: list[Place] = [main, *main.copies.values()]
     references = [place.key for place in places] + [place.s3.credentials for place in places if place.s3]
+    references += [one.credentials for one in file.fleet.hypervisors.values() if one.driver == "vsphere"]
     if any(reference is not None and reference.prefect_secret is not None for reference in references):
         from flows import settings  # noqa: PLC0415  (Prefect takes seconds, and few fleets need it here)
 

@@ -61,9 +61,9 @@ def doubts(saved: SavedComponent) -> list[str]:
 
 def _doubt(state: DiskState, offset: int) -> str:
     return (
-        f"disk {state.name} is read in full: at {offset} it differs from the point of checkpoint "
+        f"disk {state.name} is read in full: at {offset} it differs from the point of "
         f"{state.since}, though nothing is said to have been written there; its image is another one, or was "
-        "written without QEMU's knowledge"
+        "written without the hypervisor's knowledge"
     )
 
 

@@ -277,13 +277,15 @@ class VsphereHypervisor(Model):
     driver: Literal["vsphere"]
     """What speaks to it."""
     host: str
-    """The address of vCenter or of an ESXi host."""
+    """The address of vCenter or of an ESXi host; `name:port` where it is not 443."""
     datacenter: str | None = None
     """The datacenter in the inventory; needed where there are several."""
     credentials: KeyReference
-    """Where user and password lie."""
+    """Where user and password lie: a text that reads `USER:PASSWORD`."""
     verify_tls: bool = True
     """Whether the server's certificate is checked."""
+    ca_file: Path | None = None
+    """Certificates to trust, for a vCenter with its own authority; relative to the fleet file."""
 
 
 HypervisorConfig = Annotated[

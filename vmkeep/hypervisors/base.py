@@ -58,7 +58,7 @@ class MachineState:
 
     vm: str
     definition: str
-    """The hypervisor's own description of the VM (JSON for `images`, XML for libvirt)."""
+    """The hypervisor's own description of the VM (JSON for `images` and `vsphere`, XML for libvirt)."""
     disks: tuple[DiskState, ...]
     running: bool = False
     socket: str = ""
@@ -69,6 +69,10 @@ class MachineState:
     """When it was over."""
     remark: str = ""
     """What of the VM, beside its disks, could not be captured; empty: nothing is missing."""
+    snapshot: str = ""
+    """The name of the snapshot that the hypervisor holds of it; empty: there is none."""
+    stilled: bool = False
+    """Whether the hypervisor let the file systems of its guest stand still meanwhile, by itself."""
 
 
 @dataclass(frozen=True, slots=True)

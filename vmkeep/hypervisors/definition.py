@@ -22,11 +22,13 @@ FILE: Final = "vm.json"
 _MAC_PREFIX: Final = (0x52, 0x54, 0x00)
 
 
-class _Model(BaseModel):
+class Model(BaseModel):
+    """The base of what is written down of a VM: immutable, and an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class DiskFile(_Model):
+class DiskFile(Model):
     """A disk and the image it lies in."""
 
     name: str
@@ -37,14 +39,14 @@ class DiskFile(_Model):
     """Virtual size in bytes."""
 
 
-class NetworkCard(_Model):
+class NetworkCard(Model):
     """A network card; its address stays the same for the life of the VM."""
 
     network: str
     mac: str
 
 
-class Definition(_Model):
+class Definition(Model):
     """All of a VM but the content of its disks."""
 
     version: Literal[1] = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vmkeep.errors import InputError
 from vmkeep.hypervisors.base import Change
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vmkeep.fleet.model import VM, DiskConfig
+
+Described = TypeVar("Described", bound=Definition)
 
 
 def wanted_disks(vm: VM, actual: Definition | None) -> tuple[DiskFile, ...]:
@@ -51,7 +53,18 @@ def differences(
     return changes
 
 
-def connected(captured: Definition, networks: Mapping[str, str]) -> tuple[Definition, list[Change]]:
+def as_it_is(vm: VM, actual: Definition) -> VM:
+    """Return what is declared, and for all that is not, what is: only what someone wrote is changed."""
+    said = vm.model_fields_set
+    undeclared = {
+        key: getattr(actual, key) for key in ("cpus", "memory", "firmware", "iso") if key not in said
+    }
+    if "networks" not in said:
+        undeclared["networks"] = tuple(card.network for card in actual.networks)
+    return vm.model_copy(update=undeclared)
+
+
+def connected(captured: Described, networks: Mapping[str, str]) -> tuple[Described, list[Change]]:
     """Return a definition with cards on other networks, the new one by the old one; and what differs."""
     cards, changes = [], []
     for card in captured.networks:

@@ -22,7 +22,7 @@ from vmkeep.guests.open import open_guest
 from vmkeep.operations.stillness import Stillness
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterator, Mapping, Sequence
 
     from vmkeep.fleet import Fleet
     from vmkeep.guests.base import Guest
@@ -51,13 +51,13 @@ def capture(run: Run, group: str, vms: Sequence[str]) -> list[Snapshot]:
         taken = [_driver(run, one).take(one) for one in prepared]
         run.taken.keep(group, taken)
         return taken
-    run.taken.hold(group, live)
-    with _guests(run, live) as (guests, unopened):
+    # Those that their hypervisor holds still need nothing from us.
+    stilled = {vm for one in prepared for vm, machine in one.machines.items() if machine.stilled}
+    asked = [vm for vm in live if vm not in stilled]
+    run.taken.hold(group, asked)
+    with _guests(run, asked) as (guests, unopened):
         waves = waves_of(run.file.fleet, guests)
         still = Stillness(guests, waves, _limit(run.file.fleet, group))
-        remarks = [
-            f"VM {vm} runs, and its file systems could not be frozen: {e}" for vm, e in unopened.items()
-        ]
         hooked, troubles = _before(run, guests, waves)
         try:
             taken = _take_still(run, prepared, still)
@@ -67,12 +67,30 @@ def capture(run: Run, group: str, vms: Sequence[str]) -> list[Snapshot]:
         told = "; ".join(f"VM {vm} could not be thawed: {error}" for vm, error in still.stuck.items())
         raise TemporaryError(f"{told}; it thaws by itself after a while, or log in and run 'fsfreeze -u'")
     run.taken.let_go(group)
+    remarks = [*_not_still(taken, guests, unopened)]
     held = not remarks and not still.remarks
     consistency = ("application" if hooked and not troubles else "filesystem") if held else "crash"
     told_all = (*remarks, *still.remarks, *troubles)
     taken = [_described(one, consistency, still.longest, told_all) for one in taken]
     run.taken.keep(group, taken)
     return taken
+
+
+def _not_still(
+    taken: Sequence[Snapshot], opened: Container[str], unopened: Mapping[str, VmkeepError]
+) -> Iterator[str]:
+    """Yield why VMs did not stand still, or not at the moment at which the others did."""
+    for vm, error in unopened.items():
+        yield f"VM {vm} runs, and its file systems could not be frozen: {error}"
+    live = {vm: machine for one in taken for vm, machine in one.machines.items() if machine.running}
+    for vm, machine in live.items():
+        if vm not in opened and vm not in unopened and not machine.stilled:
+            yield f"VM {vm} runs, and its hypervisor could not hold its file systems still"
+        elif machine.stilled and len(live) > 1:
+            yield (
+                f"VM {vm} was held still by its hypervisor for a snapshot of its own, not as long as the "
+                "others: declare guest: {ssh: {host: ...}}, so that all of them stand still at one moment"
+            )
 
 
 def undo(run: Run, group: str) -> None:

@@ -79,6 +79,6 @@ def _addresses(fleet: Fleet) -> Iterator[tuple[str, str]]:
         yield urlsplit(s3.endpoint_url).hostname or "", "repository.s3.endpoint_url"
     for name, config in fleet.hypervisors.items():
         if config.driver == "vsphere":
-            yield config.host, f"hypervisors.{name}.host"
+            yield config.host.partition(":")[0], f"hypervisors.{name}.host"
         elif config.driver == "libvirt":
             yield urlsplit(config.uri).hostname or "", f"hypervisors.{name}.uri"

@@ -130,13 +130,7 @@ class Configure:
 
     def _as_it_is(self, vm: VM, actual: Definition) -> VM:
         """Return what is declared, and for all that is not, what is: only what someone wrote is changed."""
-        said = vm.model_fields_set
-        undeclared = {
-            key: getattr(actual, key) for key in ("cpus", "memory", "firmware", "iso") if key not in said
-        }
-        if "networks" not in said:
-            undeclared["networks"] = tuple(card.network for card in actual.networks)
-        declared = vm.model_copy(update=undeclared)
+        declared = reconcile.as_it_is(vm, actual)
         iso = declared.iso
         if iso is not None and iso != actual.iso and pools.find_iso(self._connection, iso) == actual.iso:
             return declared.model_copy(update={"iso": actual.iso})

@@ -1,0 +1,1 @@
+"""The driver `vsphere`: VMs of VMware vCenter or of one ESXi host."""
