@@ -3,7 +3,9 @@
 import hashlib
 import random
 import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyVmomi import vim
@@ -16,6 +18,7 @@ from vmkeep.hypervisors.base import Elsewhere
 from vmkeep.hypervisors.open import open_hypervisor
 from vmkeep.hypervisors.vsphere.connection import Connection, address_of
 from vmkeep.hypervisors.vsphere.driver import VsphereHypervisor
+from vmkeep.hypervisors.vsphere.holder import Holders
 from vmkeep.hypervisors.vsphere.lease import Lease
 from vmkeep.testing import vsphere_client
 from vmkeep.testing.disks import read
@@ -230,6 +233,17 @@ def test_a_vm_that_was_started_since_it_was_prepared_is_not_captured(dc1, vspher
     assert not vsphere.machine("db1").snapshots
 
 
+def test_a_snapshot_that_does_not_end_in_time_is_cancelled(dc1, vsphere, monkeypatch):
+    made(dc1, vsphere)
+    monkeypatch.setattr("vmkeep.hypervisors.vsphere.capture._SNAPSHOT_S", 0.3)
+    vsphere.hang("CreateSnapshot_Task")
+
+    with pytest.raises(TemporaryError, match="was cancelled"):
+        taken(dc1)
+    assert not vsphere.machine("db1").snapshots
+    assert vsphere.requests("CancelTask")
+
+
 def test_when_one_of_a_group_cannot_be_captured_none_stays_captured(dc1, vsphere, client):
     made(dc1, vsphere)
     dc1.configure("db2", declare(), apply=True)
@@ -404,6 +418,23 @@ def test_a_network_that_no_drill_made_stays(dc1):
         dc1.end_isolation("lan")
     with pytest.raises(InputError, match="was not made for a drill"):
         dc1.isolate("lan")
+
+
+def test_disks_of_several_vms_are_sent_in_at_the_same_time(dc1, vsphere):
+    for name in ("db1", "db2"):
+        dc1.configure(name, declare(), apply=True)
+    together = threading.Barrier(2, timeout=20)
+
+    class Meeting(Holders):
+        def _send(self, *told):
+            together.wait()
+            super()._send(*told)
+
+    dc1._restore.holders.__class__ = Meeting
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda name: restored(dc1, name.encode(), name), ["db1", "db2"]))
+    assert [vsphere.read(name, 0, 3 * MiB, 3) for name in ("db1", "db2")] == [b"db1", b"db2"]
+    assert sorted(vsphere.machines()) == ["db1", "db2"]
 
 
 # --- configuring

@@ -2,6 +2,7 @@
 
 import itertools
 import ssl
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -18,7 +19,7 @@ from vmkeep.errors import (
     TemporaryError,
     UnsupportedError,
 )
-from vmkeep.hypervisors.vsphere import captured, changes
+from vmkeep.hypervisors.vsphere import captured, changes, transfer
 from vmkeep.hypervisors.vsphere.connection import Address, address_of
 from vmkeep.hypervisors.vsphere.faults import meaning
 from vmkeep.hypervisors.vsphere.machine import read
@@ -133,3 +134,22 @@ def test_disks_are_called_by_their_places_whatever_file_a_snapshot_gives_them():
         ("scsi0:2", "disk1"), ("scsi0:10", "data"), ("sata0:0", "disk3"),
     ]  # fmt: skip
     assert captured.parse(machine.captured().to_json(), "db1") == machine.captured()
+
+
+@pytest.mark.parametrize(
+    ("url", "asked", "cookie"),
+    [
+        ("https://*/nfc/52-ab/disk-0.vmdk", "https://vc.example:8443/nfc/52-ab/disk-0.vmdk", "session=1"),
+        ("https://esx1.example/nfc/52-ab/disk-0.vmdk", "https://esx1.example/nfc/52-ab/disk-0.vmdk", ""),
+    ],
+)
+def test_a_host_is_never_shown_the_session_of_vcenter(url, asked, cookie):
+    connection = SimpleNamespace(address=address_of("vc.example:8443"), cookie="session=1")
+    remote = transfer.leased(connection, url, None)
+
+    assert (remote.url, remote.cookie) == (asked, cookie)
+
+
+def test_files_are_never_fetched_without_tls():
+    with pytest.raises(UnsupportedError, match="not by https"):
+        transfer.Remote(address_of("vc.example"), "http://esx1.example/nfc/disk-0.vmdk").connect()

@@ -12,6 +12,7 @@ import contextlib
 import json
 import re
 import secrets
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -59,6 +60,8 @@ class Capture:
     def __init__(self, places: Places) -> None:
         self._places = places
         self._connection = places.connection
+        self._exports: dict[str, threading.Lock] = {}
+        """By VM: vSphere gives one lease of a VM at a time."""
 
     def prepare(self, name: str, vm: VM, *, owner: str, marks: Mapping[str, Sequence[str]]) -> MachineState:
         """Look what a VM is, clear away what dead runs left, and let its changes be tracked."""
@@ -111,7 +114,9 @@ class Capture:
     def open_disk(self, machine: MachineState, disk: str) -> DiskSource:
         """Open a disk as it was at the snapshot."""
         there, snapshot, found = self._held(machine, disk)
-        return open_disk(self._places, there, snapshot, found, what=f"VM {machine.vm}: disk {disk}")
+        what = f"VM {machine.vm}: disk {disk}"
+        with self._exports.setdefault(machine.vm, threading.Lock()):
+            return open_disk(self._places, there, snapshot, found, what=what)
 
     def changed(self, machine: MachineState, disk: str, since: str) -> list[Extent] | None:
         """Return what changed since a mark, or None when it is not known."""
@@ -154,13 +159,13 @@ class Capture:
         begun = time.time()
         stilled, remarks = self._snapshot(there, machine)
         ended = time.time()
-        _, disks = self._disks(there, machine)
+        snapshot, disks = self._disks(there, machine)
         states = []
         for state in machine.disks:
             disk = disks.get(state.name)
             if disk is None:
                 raise SourceError(f"VM {machine.vm}: its snapshot lacks disk {state.name}")
-            states.append(self._known(there, machine, state, disk))
+            states.append(self._known(there, snapshot, state, disk))
         return replace(
             machine,
             disks=tuple(states),
@@ -182,6 +187,7 @@ class Capture:
                     name=machine.snapshot, description=said, memory=False, quiesce=quiesce
                 ),
                 timeout_s=_SNAPSHOT_S,
+                cancel=True,
             )
 
         if machine.stilled:
@@ -199,7 +205,7 @@ class Capture:
         return False, []
 
     def _known(
-        self, there: vim.VirtualMachine, machine: MachineState, state: DiskState, disk: Disk
+        self, there: vim.VirtualMachine, snapshot: vim.vm.Snapshot, state: DiskState, disk: Disk
     ) -> DiskState:
         """Return a disk with its mark, and whether its changes since the one that was chosen are known."""
         now = changes.mark(disk)
@@ -210,7 +216,6 @@ class Capture:
         if not change:
             why = "its changes were not tracked all the time: it was restored, or vSphere began to track anew"
             return replace(taken, since="", remark=state.remark or why)
-        snapshot, _ = self._disks(there, machine)
         try:
             changes.areas(self._connection, there, snapshot, disk, change)
         except (TemporaryError, AccessError):

@@ -108,7 +108,7 @@ class Configure:
     ) -> None:
         """Carry out what differs, in one call."""
         name = machine.name
-        off_only = sorted(what & {"cpus", "memory"})
+        off_only = sorted(what & {"cpus", "memory", "networks"})
         if machine.running and off_only:
             raise SourceChangedError(f"VM {name} is running: power it off to change {', '.join(off_only)}")
         changes = Changes(machine)

@@ -201,8 +201,11 @@ class Connection:
             with contextlib.suppress(VmkeepError):  # it ends with the session
                 self.call(what, view.Destroy)
 
-    def wait(self, task: vim.Task, what: str, *, timeout_s: float = _TASK_S) -> Any:
+    def wait(self, task: vim.Task, what: str, *, timeout_s: float = _TASK_S, cancel: bool = False) -> Any:
         """Wait for a task; return its result.
+
+        Args:
+            cancel: Whether one that does not end in time is cancelled.
 
         Raises:
             TemporaryError: it did not end in time; it still runs.
@@ -221,15 +224,26 @@ class Connection:
                 case None:
                     raise SourceError(f"{what}: its task is not known any more: look in vCenter how it ended")
             if time.monotonic() > deadline:
+                if cancel:
+                    with contextlib.suppress(VmkeepError):
+                        self.call(what, task.CancelTask)
+                    raise TemporaryError(f"{what} did not end within {timeout_s:.0f} s, and was cancelled")
                 raise TemporaryError(
                     f"{what} did not end within {timeout_s:.0f} s, and goes on: look at its task in vCenter"
                 )
             time.sleep(pause)
             pause = min(2 * pause, longest)
 
-    def run(self, what: str, function: Callable[[], vim.Task], *, timeout_s: float = _TASK_S) -> Any:
-        """Start a task and wait for it; return its result."""
-        return self.wait(self.call(what, function), what, timeout_s=timeout_s)
+    def run(
+        self,
+        what: str,
+        function: Callable[[], vim.Task],
+        *,
+        timeout_s: float = _TASK_S,
+        cancel: bool = False,
+    ) -> Any:
+        """Start a task and wait for it as `wait` does; return its result."""
+        return self.wait(self.call(what, function), what, timeout_s=timeout_s, cancel=cancel)
 
     def close(self) -> None:
         """Log out."""

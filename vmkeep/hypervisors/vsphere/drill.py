@@ -18,7 +18,7 @@ from pyVmomi import vim
 from vmkeep.errors import InputError, NotFoundError, SourceError
 from vmkeep.hypervisors.drilled import is_named_by, orphan, require_mark
 from vmkeep.hypervisors.vsphere import restoring
-from vmkeep.units import MiB
+from vmkeep.hypervisors.vsphere.places import free_memory, is_usable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,20 +129,12 @@ class Drill:
             "runtime.inMaintenanceMode", "summary.hardware.memorySize",
             "summary.quickStats.overallMemoryUsage",
         ]  # fmt: skip
-        hosts = [
-            one
-            for one in self._connection.all_of(vim.HostSystem, paths, below=self._places.datacenter).values()
-            if one.get("runtime.connectionState", "connected") == "connected"
-            and not one.get("runtime.inMaintenanceMode", False)
-        ]
-        if not hosts:
+        hosts = self._connection.all_of(vim.HostSystem, paths, below=self._places.datacenter)
+        usable = [one for one in hosts.values() if is_usable(one)]
+        if not usable:
             raise SourceError(f"no host at {self._connection} is connected, so no drill can run")
-
-        def room(one: dict[str, Any]) -> tuple[int, int]:
-            used = int(one.get("summary.quickStats.overallMemoryUsage", 0)) * MiB
-            return len(one.get("datastore", ())), int(one["summary.hardware.memorySize"]) - used
-
-        return max(hosts, key=room)["configManager.networkSystem"]
+        best = max(usable, key=lambda one: (len(one.get("datastore", ())), free_memory(one)))
+        return best["configManager.networkSystem"]
 
 
 def _switch(drill: str) -> str:

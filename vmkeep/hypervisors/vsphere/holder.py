@@ -20,7 +20,7 @@ from vmkeep.hypervisors.drilled import orphan
 from vmkeep.hypervisors.vsphere import build, restoring, transfer
 from vmkeep.hypervisors.vsphere.build import Changes
 from vmkeep.hypervisors.vsphere.lease import Lease
-from vmkeep.hypervisors.vsphere.machine import PATHS, read
+from vmkeep.hypervisors.vsphere.machine import read
 from vmkeep.hypervisors.vsphere.restoring import Holder
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Holders:
 
     def _remove(self, holder: vim.VirtualMachine, mark: Holder) -> None:
         """Remove a holder, with all disks that no other VM has."""
-        used = {file for one in self._places.machines().values() for disk in one.disks for file in disk.files}
+        used = self._places.files_in_use() if mark.files else set()
         for file in mark.files:
             if file not in used:
                 self.delete(file)
@@ -165,6 +165,8 @@ class Holders:
         return next((vm for vm, one in found.items() if one.get("name") == name), None)
 
     def _all(self) -> list[tuple[vim.VirtualMachine, Holder]]:
-        found = self._connection.all_of(vim.VirtualMachine, PATHS, below=self._places.datacenter)
+        found = self._connection.all_of(
+            vim.VirtualMachine, ["config.extraConfig"], below=self._places.datacenter
+        )
         marked = [(vm, restoring.holder(read(one, {}).extra)) for vm, one in found.items()]
         return [(vm, mark) for vm, mark in marked if mark is not None]

@@ -9,7 +9,7 @@ from pyVmomi import vim
 from vmkeep.hypervisors.base import Capacity, Found, Storage
 from vmkeep.hypervisors.definition import Definition, DiskFile, NetworkCard
 from vmkeep.hypervisors.vsphere.captured import datastore_of
-from vmkeep.units import MiB
+from vmkeep.hypervisors.vsphere.places import free_memory, is_usable
 
 if TYPE_CHECKING:
     from vmkeep.hypervisors.vsphere.machine import Machine
@@ -54,17 +54,15 @@ def capacity(places: Places) -> Capacity:
         "summary.hardware.numCpuThreads", "summary.hardware.memorySize",
         "summary.quickStats.overallMemoryUsage", "runtime.connectionState", "runtime.inMaintenanceMode",
     ]  # fmt: skip
-    cpus = memory = used = 0
+    cpus = memory = free = 0
     for host in places.connection.all_of(vim.HostSystem, paths, below=places.datacenter).values():
-        if host.get("runtime.connectionState", "connected") != "connected" or host.get(
-            "runtime.inMaintenanceMode", False
-        ):
+        if not is_usable(host):
             continue
         cpus += int(host.get("summary.hardware.numCpuThreads", 0))
         memory += int(host.get("summary.hardware.memorySize", 0))
-        used += int(host.get("summary.quickStats.overallMemoryUsage", 0)) * MiB
+        free += free_memory(host)
     storages = [
         Storage(name, int(one.get("summary.capacity", 0)), int(one.get("summary.freeSpace", 0)))
         for name, one in sorted(places.datastores().items())
     ]
-    return Capacity(cpus, memory, max(0, memory - used), tuple(storages))
+    return Capacity(cpus, memory, free, tuple(storages))

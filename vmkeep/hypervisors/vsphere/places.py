@@ -9,6 +9,7 @@ from pyVmomi import vim
 
 from vmkeep.errors import InputError, SourceError
 from vmkeep.hypervisors.vsphere.machine import PATHS, Machine, plain, read
+from vmkeep.units import MiB
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -36,12 +37,13 @@ class Spot:
 
 
 class Places:
-    """Looks things up; nothing is remembered, for others move them."""
+    """Looks things up. What a VM or a host is is never remembered, for others change it."""
 
     def __init__(self, connection: Connection, datacenter: str | None) -> None:
         self.connection = connection
         self._named = datacenter
         self._known: dict[str, vim.VirtualMachine] = {}
+        self._datacenter: vim.Datacenter | None = None
 
     @property
     def datacenter(self) -> vim.Datacenter:
@@ -50,6 +52,11 @@ class Places:
         Raises:
             InputError: there is none of that name, or one must be named.
         """
+        if self._datacenter is None:
+            self._datacenter = self._find_datacenter()
+        return self._datacenter
+
+    def _find_datacenter(self) -> vim.Datacenter:
         found = self.connection.all_of(vim.Datacenter, ["name"])
         names = {plain(str(one["name"])): dc for dc, one in found.items() if "name" in one}
         if self._named is not None and self._named in names:
@@ -82,6 +89,12 @@ class Places:
             for vm, one in read_all.items()
             if not one.config.get("template") and HOLDER not in one.extra
         }
+
+    def files_in_use(self, *, but: vim.VirtualMachine | None = None) -> set[str]:
+        """Return the files of the disks of all VMs and templates, but of one, as ``[datastore] path``."""
+        found = self.connection.all_of(vim.VirtualMachine, ["config.hardware.device"], below=self.datacenter)
+        machines = (read(one, {}) for vm, one in found.items() if vm != but)
+        return {file for one in machines for disk in one.disks for file in disk.files}
 
     def find(self, name: str) -> vim.VirtualMachine | None:
         """Return a VM by its name.
@@ -235,21 +248,25 @@ class Places:
             ["name", "resourcePool", "datastore", "network", "host"],
             below=self.datacenter,
         )
-        for resource in whole.values():
-            candidates: list[tuple[vim.HostSystem | None, Mapping[str, Any]]] = [(None, resource)]
-            if hosts or networks:
-                candidates = self._hosts(resource.get("host", ()), hosts)
-            for host, about in candidates:
-                names = {by_object[one] for one in about.get("datastore", ()) if one in by_object}
-                if not names.issuperset(datastores) or not {*about.get("network", ())}.issuperset(networks):
+        balanced = {
+            cluster
+            for cluster, about in self.connection.all_of(
+                vim.ClusterComputeResource, ["configuration.drsConfig.enabled"], below=self.datacenter
+            ).items()
+            if about.get("configuration.drsConfig.enabled")
+        }
+        for resource, about in whole.items():
+            for host, reach in self._hosts(about.get("host", ()), hosts):
+                names = {by_object[one] for one in reach.get("datastore", ()) if one in by_object}
+                if not names.issuperset(datastores) or not {*reach.get("network", ())}.issuperset(networks):
                     continue
                 if not names:
                     continue
                 best = max(names, key=lambda name: int(stores[name].get("summary.freeSpace", 0)))
                 chosen = next((one for one in preferred if one in names), best)
-                return Spot(
-                    resource["resourcePool"], host if hosts or pinned else None, chosen, frozenset(names)
-                )
+                # Without DRS vSphere does not choose a host by itself.
+                free = resource in balanced and not hosts and not pinned
+                return Spot(about["resourcePool"], None if free else host, chosen, frozenset(names))
         where = f"no host at {self.connection} that is connected"
         wanted = [*(f"storage {one}" for one in datastores), *sorted(hosts)]
         reaches = (
@@ -259,16 +276,32 @@ class Places:
 
     def _hosts(
         self, hosts: Collection[Any], names: Collection[str]
-    ) -> list[tuple[vim.HostSystem | None, Mapping[str, Any]]]:
-        paths = ["name", "datastore", "network", "runtime.connectionState", "runtime.inMaintenanceMode"]
+    ) -> list[tuple[vim.HostSystem, Mapping[str, Any]]]:
+        """Return the hosts that VMs can be on, of these names if there are any, the roomiest first."""
+        paths = [
+            "name", "datastore", "network", "runtime.connectionState", "runtime.inMaintenanceMode",
+            "summary.hardware.memorySize", "summary.quickStats.overallMemoryUsage",
+        ]  # fmt: skip
         found: dict[Any, dict[str, Any]] = {**self.connection.props(hosts, paths)}
-        return [
+        usable = [
             (host, about)
             for host, about in found.items()
-            if (not names or plain(str(about.get("name", ""))) in names)
-            and about.get("runtime.connectionState", "connected") == "connected"
-            and not about.get("runtime.inMaintenanceMode", False)
+            if (not names or plain(str(about.get("name", ""))) in names) and is_usable(about)
         ]
+        return sorted(usable, key=lambda pair: free_memory(pair[1]), reverse=True)
+
+
+def is_usable(host: Mapping[str, Any]) -> bool:
+    """Tell whether VMs can be on a host: it is connected, and not in maintenance."""
+    return host.get("runtime.connectionState", "connected") == "connected" and not host.get(
+        "runtime.inMaintenanceMode", False
+    )
+
+
+def free_memory(host: Mapping[str, Any]) -> int:
+    """Return the bytes of memory that a host has left."""
+    used = int(host.get("summary.quickStats.overallMemoryUsage", 0)) * MiB
+    return max(0, int(host.get("summary.hardware.memorySize", 0)) - used)
 
 
 def _has_keys(found: Mapping[str, Any]) -> bool:

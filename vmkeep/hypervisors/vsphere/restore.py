@@ -42,7 +42,8 @@ class Restore:
         self._capture = capture
         self.holders = Holders(places)
         """What deals with VMs that hold new disks."""
-        self._lock = threading.RLock()
+        self._locks: dict[str, threading.RLock] = {}
+        """By VM: disks of several are sent in at the same time."""
         self._new: dict[tuple[str, str], tuple[Path, int, contextlib.ExitStack]] = {}
         """The images that are being written here, by VM and disk, with their sizes."""
         weakref.finalize(self, _remove, self._new)
@@ -53,7 +54,7 @@ class Restore:
     ) -> list[Change]:  # fmt: skip
         """Create a VM as it was captured, without disks; return what had to be adapted."""
         saved = captured.parse(definition, name)
-        with self._lock:
+        with self._locks.setdefault(name, threading.RLock()):
             there = self._places.find(name)
             machine = self._places.machine(there) if there is not None else None
             if drill is not None:
@@ -89,7 +90,7 @@ class Restore:
 
     def create_disk(self, name: str, disk: str, size: int) -> DiskTarget:
         """Open an image here that becomes a disk when it is sent in."""
-        with self._lock:
+        with self._locks.setdefault(name, threading.RLock()):
             self.discard_disks(name, [disk])
             with contextlib.ExitStack() as stack:
                 path = stack.enter_context(scratch.scratch_folder()) / "disk.raw"
@@ -99,7 +100,7 @@ class Restore:
 
     def commit_disks(self, name: str, disks: Sequence[str]) -> None:
         """Send new disks in, and let the VM have them, all or none: one call changes all."""
-        with self._lock:
+        with self._locks.setdefault(name, threading.RLock()):
             there = self._places.require(name)
             lacking = [disk for disk in disks if (name, disk) not in self._new]
             if lacking:
@@ -118,7 +119,7 @@ class Restore:
 
     def discard_disks(self, name: str, disks: Sequence[str]) -> None:
         """Remove new disks that were not put in place."""
-        with self._lock:
+        with self._locks.setdefault(name, threading.RLock()):
             for disk in disks:
                 if (name, disk) in self._new:
                     self._new.pop((name, disk))[2].close()
@@ -238,7 +239,7 @@ class Restore:
                 create=False,
                 mode=before.mode if before is not None else "persistent",
             )
-        used = self._used_by_others(there)
+        used = self._places.files_in_use(but=there)
         gone = [disk.file for disk in old if disk.file and disk.file not in used]
         spec = vim.vm.ConfigSpec(
             deviceChange=devices.changes,
@@ -269,15 +270,6 @@ class Restore:
         spec = vim.vm.ConfigSpec(extraConfig=build.options(restoring.note_replaced([])))
         self._connection.run(f"VM {machine.name}: noting", lambda: there.ReconfigVM_Task(spec))
         return self._places.machine(there)
-
-    def _used_by_others(self, there: vim.VirtualMachine) -> set[str]:
-        return {
-            file
-            for vm, one in self._places.machines().items()
-            if vm != there
-            for disk in one.disks
-            for file in disk.files
-        }
 
     def _is_free(self, uuid: str) -> bool:
         index = self._connection.content.searchIndex

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S: Final = 120.0
 _PIECE: Final = MiB
+_SHA256_DIGITS: Final = 64
 _STREAM: Final = "application/x-vnd.vmware-streamVmdk"
 
 
@@ -33,7 +34,7 @@ class Remote:
     """Of vCenter."""
     url: str
     thumbprint: str = ""
-    """SHA-1 of the certificate, which vCenter told: hosts have certificates of its own authority."""
+    """Hash of the certificate, which vCenter told: hosts have certificates of its own authority."""
     cookie: str = ""
     """Stands for the login."""
 
@@ -66,8 +67,10 @@ class Remote:
         with translated(parts.hostname):
             line.connect()
         if self.thumbprint:
-            shown = hashlib.sha1(line.sock.getpeercert(binary_form=True) or b"").hexdigest()  # noqa: S324  (vSphere's)
-            if shown != self.thumbprint.replace(":", "").lower():
+            wanted = self.thumbprint.replace(":", "").lower()
+            kind = "sha256" if len(wanted) == _SHA256_DIGITS else "sha1"
+            shown = hashlib.new(kind, line.sock.getpeercert(binary_form=True) or b"").hexdigest()
+            if shown != wanted:
                 line.close()
                 raise AccessError(
                     f"{parts.hostname} shows another certificate than vSphere at {self.address} says that it "
@@ -126,7 +129,9 @@ def leased(connection: Connection, url: str, thumbprint: str | None) -> Remote:
     parts = urlsplit(url)
     if parts.netloc.partition(":")[0] == "*":
         url = urlunsplit(parts._replace(netloc=address.netloc))
-    return Remote(address, url, thumbprint or "", connection.cookie)
+    # The session is nobody's business but vCenter's: a host knows the lease by its URL.
+    cookie = connection.cookie if urlsplit(url).hostname == address.host.lower() else ""
+    return Remote(address, url, thumbprint or "", cookie)
 
 
 def _require(answer: http.client.HTTPResponse, codes: set[int], what: str) -> None:
