@@ -35,8 +35,8 @@ def place(run: Run, step: Step, _progress: Callable[[int], None]) -> StepReport:
     there, target = run.file.fleet.vms[name].hypervisor, run.target(name)
     declared = fleets.load(run.request.fleet).fleet.vms[name].hypervisor
     moved = (
-        f"VM {name} will be on {there}, and is declared on {declared}: say 'hypervisor: {there}' in the fleet "
-        "file, so that it is saved where it is"
+        f"VM {name} will be on {there}, and is declared on {declared}: say 'hypervisor: {there}' in the "
+        "fleet file, so that it is saved where it is"
     )
     return StepReport(
         f"on {there} as {target}", details=(moved,) if target == name and there != declared else ()
