@@ -7,12 +7,13 @@ import pytest
 from vmkeep.components.base import RestoreContext, SaveContext
 from vmkeep.components.guest import GuestFiles
 from vmkeep.components.open import open_component
-from vmkeep.errors import InputError, SourceError, UnsupportedError
+from vmkeep.errors import InputError, SourceError
 from vmkeep.fleet.model import VM
 from vmkeep.hypervisors.images import ImagesHypervisor
 from vmkeep.hypervisors.memory import MemoryHypervisor
 from vmkeep.testing.chunks import MemoryChunks
 from vmkeep.testing.disks import read
+from vmkeep.testing.guests import Volume, build_disk
 from vmkeep.units import GiB, MiB
 
 FORMATS = ("raw", "qcow2", "vmdk", "vhdx")
@@ -132,11 +133,16 @@ def test_a_whole_disk_has_no_single_files(bench, how):
         bench.restore("db2", bench.save(), **how)
 
 
-def test_files_of_disks_that_are_no_images_are_refused(tmp_path):
+@pytest.mark.integration
+def test_files_come_out_of_disks_that_are_no_images_here(tmp_path):
     bench = Bench(MemoryHypervisor(), tmp_path, declare(filesystems={"etc": {"path": "/etc"}}))
+    (tmp_path / "tree/etc").mkdir(parents=True)
+    (tmp_path / "tree/etc/motd").write_text("hello")
+    build_disk(tmp_path / "disk.raw", [Volume(tmp_path / "tree", size=32 * MiB)], size=64 * MiB)
+    bench.hypervisor.disk("db1", "root").write(0, (tmp_path / "disk.raw").read_bytes())
 
-    with pytest.raises(UnsupportedError, match="no files here"):
-        bench.save("filesystems.etc")
+    bench.restore("db1", bench.save("filesystems.etc"), folder=tmp_path / "out")
+    assert [path.read_text() for path in (tmp_path / "out").rglob("motd")] == ["hello"]
 
 
 def test_a_vm_without_images_takes_no_files(tmp_path):

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from pyVmomi import vim
 
+from vmkeep.components.guest import GuestFiles
 from vmkeep.disks import maker
 from vmkeep.errors import AccessError, InputError, SourceChangedError, SourceError, TemporaryError
 from vmkeep.fleet.model import VM, KeyReference
@@ -22,6 +23,7 @@ from vmkeep.hypervisors.vsphere.holder import Holders
 from vmkeep.hypervisors.vsphere.lease import Lease
 from vmkeep.testing import vsphere_client
 from vmkeep.testing.disks import read
+from vmkeep.testing.guests import Volume, build_disk
 from vmkeep.units import KiB, MiB
 
 pytestmark = pytest.mark.integration
@@ -136,6 +138,22 @@ def test_a_lease_is_kept_alive_for_as_long_as_it_takes(dc1, vsphere):
         assert len(vsphere.leases()) == 1
         assert lease.urls
     assert not vsphere.leases()
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["by ranges", "by export"])
+def test_files_come_out_of_a_vm_that_runs_as_they_were_at_the_snapshot(dc1, vsphere, tmp_path, locked):
+    (tmp_path / "tree/etc").mkdir(parents=True)
+    (tmp_path / "tree/etc/motd").write_text("hello")
+    build_disk(tmp_path / "disk.raw", [Volume(tmp_path / "tree", size=16 * MiB)], size=SIZE)
+    made(dc1, vsphere, running=True)
+    vsphere.write("db1", 0, 0, (tmp_path / "disk.raw").read_bytes())
+    vsphere.settings(lock_running=locked)
+    snapshot = taken(dc1)
+    vsphere.write("db1", 0, 0, bytes(SIZE))
+
+    with GuestFiles(dc1, snapshot.machines["db1"]) as files:
+        assert files.open().read(b"/etc/motd", most=100) == b"hello"
+    assert bool(vsphere.requests("ExportSnapshot")) is locked
 
 
 # --- changes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +12,8 @@ from vmkeep.disks import exports, fingerprint, fstab, journal, mounts, scratch
 from vmkeep.disks.device import Image
 from vmkeep.disks.exports import ExportedDisk
 from vmkeep.disks.file_tree import FileTree, show
+from vmkeep.disks.nbd_server import serving as nbd_serving
+from vmkeep.disks.shown import ShownDisk
 from vmkeep.errors import SourceError, UnsupportedError, VmkeepError
 from vmkeep.units import MiB
 
@@ -55,7 +57,7 @@ class GuestFiles:
 
     def __init__(self, hypervisor: Hypervisor, machine: MachineState) -> None:
         """Remember which VM, as it was at its snapshot."""
-        self._kernel_mounts = hypervisor.kernel_mounts
+        self._hypervisor = hypervisor
         self._machine = machine
         self._lock = threading.Lock()
         self._stack = contextlib.ExitStack()
@@ -112,19 +114,33 @@ class GuestFiles:
     @contextlib.contextmanager
     def _open(self) -> Iterator[OpenedGuest]:
         name = self._machine.vm
-        if not self._machine.socket and not all(state.path for state in self._machine.disks):
-            raise UnsupportedError(
-                f"VM {name}: its disks are no files here, so no files can be taken out of them"
-            )
-        with scratch.scratch_folder() as folder:
+        with scratch.scratch_folder() as folder, _shown(self._hypervisor, self._machine, folder) as machine:
             disks = [
-                (_image(self._machine, state), folder / f"overlay-{index}.qcow2")
-                for index, state in enumerate(self._machine.disks)
+                (_image(machine, state), folder / f"overlay-{index}.qcow2")
+                for index, state in enumerate(machine.disks)
             ]
-            with _opened(name, disks, folder=folder, kernel_mounts=self._kernel_mounts) as opened:
-                for disk, state in zip(opened.disks, self._machine.disks, strict=True):
+            mounts_allowed = self._hypervisor.kernel_mounts
+            with _opened(name, disks, folder=folder, kernel_mounts=mounts_allowed) as opened:
+                for disk, state in zip(opened.disks, machine.disks, strict=True):
                     _check(name, disk, state.fingerprint)
                 yield opened
+
+
+@contextlib.contextmanager
+def _shown(hypervisor: Hypervisor, machine: MachineState, folder: Path) -> Iterator[MachineState]:
+    """Return a captured VM whose disks can be opened here; those that are no files are shown by a server."""
+    if machine.socket or all(state.path for state in machine.disks):
+        yield machine
+        return
+    socket = folder / "disks"
+    with contextlib.ExitStack() as stack:
+        shown = {
+            state.name: ShownDisk(stack.enter_context(hypervisor.open_disk(machine, state.name)))
+            for state in machine.disks
+        }
+        stack.enter_context(nbd_serving(shown, socket))
+        states = tuple(replace(state, export=state.name) for state in machine.disks)
+        yield replace(machine, socket=str(socket), disks=states)
 
 
 @contextlib.contextmanager
@@ -168,10 +184,10 @@ def writable(hypervisor: Hypervisor, name: str) -> Iterator[FileTree]:
         SourceError: an image is in use or damaged, or the result would be.
         TemporaryError: another restore into the VM takes too long.
     """
-    if hypervisor.driver == "libvirt":  # what is written beside the images belongs to one VM
+    if hypervisor.driver in {"libvirt", "vsphere"}:  # what is written beside the images belongs to one VM
         raise UnsupportedError(
-            f"VM {name}: files are not restored into the disks of a storage pool, which VMs share: restore "
-            "them into a folder (--to), or the component os whole"
+            f"VM {name}: files are not restored into the disks of a storage pool or datastore, which VMs "
+            "share: restore them into a folder (--to), or the component os whole"
         )
     scratch.reap()
     images = hypervisor.images(name)

@@ -44,7 +44,6 @@ class Configure:
         for disk in vm.disks:
             if "format" in disk.model_fields_set and disk.format != "vmdk":
                 yield f"disks.{disk.name}.format {disk.format}", "disks of vSphere are vmdk; leave it out"
-        yield from _unsaved(vm)
 
     def reconcile(self, name: str, vm: VM, *, apply: bool) -> list[Change]:
         """Return the differences between declared and actual; carry them out if *apply*."""
@@ -159,28 +158,16 @@ class Configure:
 
 
 def _unasked(vm: VM) -> Iterator[tuple[str, str]]:
-    """Yield the gates that need commands in the guest, and no way to run them."""
-    if vm.guest is not None and vm.guest.agent:
-        for check in vm.health:
-            if check.kind in {"exec", "sql"}:
-                yield (
-                    f"health {check.kind} by guest.agent",
-                    "VMware tools run no commands here; declare guest.ssh instead of guest.agent",
-                )
-
-
-def _unsaved(vm: VM) -> Iterator[tuple[str, str]]:
-    """Yield the components that are taken out of disks, which only works where disks are files."""
-    for key, one in vm.components.filesystems.items():
-        if one.path is not None:
-            yield f"filesystems.{key}.path", "its disks are no files here; save the disk whole"
-    for key in vm.components.databases:
-        yield (
-            f"databases.{key}",
-            "its disks are no files here; save the disk whole, with hooks or a freeze",
-        )
-    for key in vm.components.applications:
-        yield f"applications.{key}", "its disks are no files here; save the disk whole"
+    """Yield what needs commands in the guest, where only VMware tools are asked, which run none."""
+    if vm.guest is not None and vm.guest.ssh is not None and not vm.guest.agent:
+        return
+    advice = "VMware tools run no commands here; declare guest: {ssh: {host: ...}}, without agent"
+    for check in vm.health:
+        if check.kind in {"exec", "sql"}:
+            yield f"health {check.kind}", advice
+    for key, application in vm.components.applications.items():
+        if application.pre or application.post:
+            yield f"applications.{key}.pre and post", advice
 
 
 def _with_format(vm: VM) -> VM:
