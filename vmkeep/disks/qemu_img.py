@@ -100,15 +100,6 @@ def backing(path: Path, *, what: str) -> str:
     return str(json.loads(done.stdout).get("backing-filename", ""))
 
 
-def convert_to_stream(raw: Path, path: Path) -> None:
-    """Make a streamOptimized vmdk of a raw image, as vSphere takes it in."""
-    tools.run(
-        "qemu-img", "convert", "-q", "-f", "raw", "-O", "vmdk",
-        "-o", "subformat=streamOptimized,adapter_type=lsilogic", str(raw), str(path),
-        timeout_s=_LONG_S,
-    )  # fmt: skip
-
-
 def grow(path: Path, format: str, size: int) -> None:  # noqa: A002
     """Make an image larger; its content stays."""
     tools.run("qemu-img", "resize", "-q", "-f", format, str(path), str(size), timeout_s=_QUICK_S)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from pyVmomi import vim
 
-from vmkeep.disks import maker, qemu_img, scratch
+from vmkeep.disks import maker, stream_vmdk
+from vmkeep.disks.raw import RawSource
 from vmkeep.errors import NotFoundError, SourceError, VmkeepError
 from vmkeep.hypervisors.drilled import orphan
 from vmkeep.hypervisors.vsphere import build, restoring, transfer
@@ -126,11 +127,9 @@ class Holders:
     def _send(self, lease: Lease, disks: Sequence[NewDisk], what: str) -> None:
         lease.expect(sum(disk.path.stat().st_blocks * 512 for disk in disks))
         for disk, url in zip(disks, lease.urls, strict=True):
-            with scratch.scratch_folder() as folder:
-                image = folder / "disk.vmdk"
-                qemu_img.convert_to_stream(disk.path, image)
-                remote = transfer.leased(self._connection, url.url, url.sslThumbprint)
-                remote.upload(image, what=f"{what}: {disk.name}", progress=lease.count)
+            remote = transfer.leased(self._connection, url.url, url.sslThumbprint)
+            with RawSource(disk.path, what=f"{what}: {disk.name}") as source:
+                remote.upload(stream_vmdk.stream(source), what=f"{what}: {disk.name}", progress=lease.count)
 
     def _let_go(self, name: str, mark: Holder, held: Machine) -> None:
         """Take the disks away from their holder, which from then on says where they are."""

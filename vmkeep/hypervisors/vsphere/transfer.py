@@ -7,7 +7,7 @@ import hashlib
 import http.client
 import ssl
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from vmkeep.errors import AccessError, SourceError, UnsupportedError
@@ -15,7 +15,7 @@ from vmkeep.hypervisors.vsphere.faults import translated
 from vmkeep.units import MiB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from vmkeep.hypervisors.vsphere.connection import Address, Connection
@@ -94,33 +94,23 @@ class Remote:
                     file.write(data)
                     progress(len(data))
 
-    def upload(self, path: Path, *, what: str, progress: Callable[[int], None]) -> None:
-        """Send a streamOptimized vmdk.
+    def upload(self, pieces: Iterable[bytes], *, what: str, progress: Callable[[int], None]) -> None:
+        """Send a streamOptimized vmdk, whose length is not known before its end.
 
         Raises:
             SourceError: the server does not take it.
             TemporaryError: the connection dropped.
         """
-        with contextlib.closing(self.connect()) as line, translated(what), path.open("rb") as file:
-            headers = {
-                "Cookie": self.cookie,
-                "Content-Type": _STREAM,
-                "Content-Length": str(path.stat().st_size),
-            }
-            line.request("POST", self.asked, body=_Watched(file, progress), headers=headers)
+
+        def watched() -> Iterator[bytes]:
+            for piece in pieces:
+                yield piece
+                progress(len(piece))
+
+        with contextlib.closing(self.connect()) as line, translated(what):
+            headers = {"Cookie": self.cookie, "Content-Type": _STREAM, "Transfer-Encoding": "chunked"}
+            line.request("POST", self.asked, body=watched(), headers=headers, encode_chunked=True)
             _require(line.getresponse(), {200, 201}, what)
-
-
-class _Watched:
-    """A file that is sent, and tells how far that is."""
-
-    def __init__(self, file: IO[bytes], progress: Callable[[int], None]) -> None:
-        self._file, self._progress = file, progress
-
-    def read(self, _size: int = -1) -> bytes:
-        data = self._file.read(_PIECE)
-        self._progress(len(data))
-        return data
 
 
 def leased(connection: Connection, url: str, thumbprint: str | None) -> Remote:
