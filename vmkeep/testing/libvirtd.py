@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import libvirt
 from vmkeep.disks import scratch, tools
 from vmkeep.errors import SourceError, UnsupportedError
 from vmkeep.hypervisors.libvirt.connection import shared
+from vmkeep.testing import reaper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +41,7 @@ cgroup_controllers = []
 namespaces = []
 stdio_handler = "file"
 """
+_PID: Final = "libvirtd.pid"
 _USER_CONF: Final = 'security_driver = "none"\nnamespaces = []\nstdio_handler = "file"\n'
 _LIBVIRTD_CONF: Final = """\
 auth_unix_ro = "none"
@@ -48,6 +51,13 @@ log_level = 3
 log_outputs = "3:file:{folder}/libvirtd.log"
 host_uuid = "{uuid}"
 """
+_LET_GO: Final = """{
+    while read -r _ point type _; do
+        case "$type $point" in fuse* | */vmkeep-*) umount -l "$point" ;; esac
+    done </proc/mounts
+    true
+}"""
+"""Our mounts of this moment are in it, too: whoever unmounts one would wait until the daemon has ended."""
 _BOUND: Final = {
     "etc": "/etc/libvirt", "run": "/run/libvirt", "lib": "/var/lib/libvirt", "cache": "/var/cache/libvirt",
     "log": "/var/log/libvirt",
@@ -61,7 +71,8 @@ class Libvirtd:
     folder: Path
     """A short path: sockets lie in it."""
     uri: str
-    process: subprocess.Popen[bytes]
+    processes: list[subprocess.Popen[bytes]]
+    """Each has a daemon as its child, or the VMs of one that was killed; the last one is at work."""
 
     @property
     def pools(self) -> Path:
@@ -80,12 +91,14 @@ class Libvirtd:
 
     def kill(self) -> None:
         """Kill the daemon, as a crash would; its VMs go on."""
-        self.process.kill()
-        self.process.wait()
+        daemon = int((self.folder / _PID).read_text())
+        os.kill(daemon, signal.SIGKILL)
+        while scratch.started(daemon):
+            time.sleep(0.01)
 
     def restart(self) -> None:
         """Start a daemon that was killed."""
-        self.process = _start(self.folder)
+        self.processes.append(_start(self.folder))
         _wait(self)
 
     def qemu(self, name: str) -> int:
@@ -146,7 +159,7 @@ def libvirtd(folder: Path) -> Iterator[Libvirtd]:
         uri = f"qemu+unix:///system?socket={folder}/run/libvirt-sock"
     else:
         uri = f"qemu+unix:///session?socket={folder}/runtime/libvirt/libvirt-sock"
-    server = Libvirtd(folder, uri, _start(folder))
+    server = Libvirtd(folder, uri, [_start(folder)])
     try:
         _wait(server)
         try:
@@ -154,8 +167,9 @@ def libvirtd(folder: Path) -> Iterator[Libvirtd]:
         finally:
             server.clear()
     finally:
-        scratch.end(server.process)
         _end_guests(folder)
+        for process in reversed(server.processes):
+            scratch.end(process)
 
 
 def _write_configuration(folder: Path) -> None:
@@ -178,12 +192,12 @@ def _start(folder: Path) -> subprocess.Popen[bytes]:
             "libvirtd is not installed: apt-get install libvirt-daemon-system (Debian, Ubuntu)"
         )
     environment = dict(os.environ)
-    command = [tools.find("libvirtd"), "--pid-file", str(folder / "libvirtd.pid")]
+    command = [sys.executable, reaper.__file__, tools.find("libvirtd"), "--pid-file", str(folder / _PID)]
     if os.geteuid() == 0:
         binds = [
             f"mkdir -p {there} && mount --bind {folder / here} {there}" for here, there in _BOUND.items()
         ]
-        script = " && ".join(["mount --make-rprivate /", *binds, 'exec "$@"'])
+        script = " && ".join(["mount --make-rprivate /", _LET_GO, *binds, 'exec "$@"'])
         command = ["unshare", "--mount", "sh", "-c", script, "libvirtd", *command]
     else:
         environment |= {
@@ -203,7 +217,8 @@ def _wait(server: Libvirtd) -> None:
     # What is not there yet is no error; libvirt would print it.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     last: object = ""
-    while server.process.poll() is None and time.monotonic() < deadline:
+    process = server.processes[-1]
+    while process.poll() is None and time.monotonic() < deadline:
         try:
             libvirt.open(server.uri).close()
         except libvirt.libvirtError as error:
@@ -216,7 +231,7 @@ def _wait(server: Libvirtd) -> None:
         for name in ("start.log", "libvirtd.log")
         if (server.folder / name).exists()
     )
-    how = "ended" if server.process.poll() is not None else f"did not answer within {_READY_S:.0f} s"
+    how = "ended" if process.poll() is not None else f"did not answer within {_READY_S:.0f} s"
     raise SourceError(f"libvirtd {how}: {logs.strip() or last}")
 
 
