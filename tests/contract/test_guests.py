@@ -30,7 +30,7 @@ class TestAgentGuest(GuestContract):
     @classmethod
     def guest(cls, booted):
         with AgentGuest(SocketChannel(booted[0].agent_socket, name="VM db1"), name="VM db1") as guest:
-            guest.ping(timeout_s=60)
+            guest.ping(timeout_s=120)
             yield guest
 
     def test_a_frozen_guest_runs_no_command_and_says_why(self, guest):
@@ -57,7 +57,7 @@ class TestSshGuest(GuestContract):
     @classmethod
     def guest(cls, booted):
         with SshGuest(booted[1], name="VM db1") as guest:
-            assert eventually(lambda: answers(guest), timeout_s=60)
+            assert eventually(lambda: answers(guest), timeout_s=120)
             yield guest
 
     def test_whoever_finds_a_frozen_guest_thaws_it(self, booted, guest):

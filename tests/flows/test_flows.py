@@ -46,7 +46,7 @@ def task_runs(flow_run, least):
 
     chosen = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
     with get_client(sync_client=True) as client:
-        for _ in range(100):  # the server records task runs from events, a little later
+        for _ in range(600):  # the server records task runs from events, a little later
             found = client.read_task_runs(flow_run_filter=chosen, sort=TaskRunSort.NAME_ASC, limit=200)
             if len(found) >= least and all(one.end_time for one in found):
                 return {one.name: one for one in found}
@@ -267,7 +267,7 @@ def test_events_tell_automations_what_was_sealed_and_what_was_not(site):
 
     wanted = {("vmkeep.point.sealed", "db1"), ("vmkeep.point.failed", "app1"), ("vmkeep.backup.failed", "")}
     with get_client(sync_client=True) as client:
-        for _ in range(100):  # events are written a little later
+        for _ in range(600):  # events are written a little later
             found = client.request(
                 "POST", "/events/filter", json={"filter": {"event": {"prefix": ["vmkeep."]}}, "limit": 50}
             ).json()["events"]
@@ -333,7 +333,7 @@ def drill_events(report):
     from prefect.client.orchestration import get_client  # noqa: PLC0415
 
     with get_client(sync_client=True) as client:
-        for _ in range(100):  # events are written a little later
+        for _ in range(600):  # events are written a little later
             found = client.request(
                 "POST",
                 "/events/filter",

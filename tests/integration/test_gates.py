@@ -73,7 +73,7 @@ def test_a_port_that_opens_late_is_waited_for():
     timer = threading.Timer(0.6, lambda: (listener.bind(("127.0.0.1", port)), listener.listen()))
     timer.start()
 
-    (found,) = pass_gates(subject({"tcp": port, "timeout": "20s"}))
+    (found,) = pass_gates(subject({"tcp": port, "timeout": "60s"}))
     timer.join()
     listener.close()
     assert f"127.0.0.1 accepts connections on port {port} (after" in found
@@ -118,7 +118,7 @@ def test_a_server_that_sends_a_byte_now_and_then_does_not_keep_us():
 
         with pytest.raises(TemporaryError):
             web.status(f"http://127.0.0.1:{port}/", timeout_s=0.5)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 50  # all bytes take 100 s
 
 
 def _drip(listener):
@@ -230,7 +230,14 @@ def inside(tmp_path_factory, postgres):
 
 
 def sql(query, **how):
-    return {"sql": {"database": "orders", "query": query, **how}, "timeout": "1s"}
+    return {"sql": {"database": "orders", "query": query, **how}, "timeout": "10s"}
+
+
+def pass_at_once(subject):
+    """Pass gates with a clock that goes on only between tries: these may take as long as they need."""
+    waited = []
+    clock = Clock(lambda: sum(waited), lambda seconds: bool(waited.append(seconds)))
+    return pass_gates(subject, clock)
 
 
 def test_a_command_that_ends_with_0_is_healthy(inside):
@@ -239,7 +246,7 @@ def test_a_command_that_ends_with_0_is_healthy(inside):
 
 def test_a_command_that_fails_says_why(inside):
     with pytest.raises(SourceError, match=r"health check exec .* it ended with 3: not yet"):
-        pass_gates(inside({"exec": "echo not yet >&2; exit 3", "timeout": "500ms"}))
+        pass_at_once(inside({"exec": "echo not yet >&2; exit 3", "timeout": "10s"}))
 
 
 def test_a_vm_that_declares_a_way_into_it_and_no_gate_must_answer(inside):
@@ -248,7 +255,7 @@ def test_a_vm_that_declares_a_way_into_it_and_no_gate_must_answer(inside):
 
 @pytest.mark.parametrize("query", ["select 1", "select null", "select ''", "table pg_class"])
 def test_a_query_that_gives_a_row_is_healthy(inside, query):
-    assert pass_gates(inside(sql(query)))
+    assert pass_at_once(inside(sql(query)))
 
 
 @pytest.mark.parametrize(
@@ -261,12 +268,12 @@ def test_a_query_that_gives_a_row_is_healthy(inside, query):
 )
 def test_a_query_that_gives_none_or_fails_is_not(inside, query, reason):
     with pytest.raises(SourceError, match=reason):
-        pass_gates(inside(sql(query)))
+        pass_at_once(inside(sql(query)))
 
 
 def test_a_database_that_is_not_there_is_not_healthy(inside):
     with pytest.raises(SourceError, match='database "stock" does not exist'):
-        pass_gates(inside(sql("select 1", database="stock")))
+        pass_at_once(inside(sql("select 1", database="stock")))
 
 
 def test_sqlite_is_asked_in_the_guest(inside, tmp_path):
@@ -275,7 +282,7 @@ def test_sqlite_is_asked_in_the_guest(inside, tmp_path):
 
     assert pass_gates(inside(sql("select n from t", database=str(path), engine="sqlite")))
     with pytest.raises(SourceError, match="gave no row"):
-        pass_gates(inside(sql("select n from t where n > 1", database=str(path), engine="sqlite")))
+        pass_at_once(inside(sql("select n from t where n > 1", database=str(path), engine="sqlite")))
 
 
 def test_a_check_of_images_is_for_vms_that_stay_powered_off(inside):

@@ -4,7 +4,6 @@ import contextlib
 import json
 import socket
 import threading
-import time
 
 import pytest
 
@@ -14,12 +13,16 @@ from vmkeep.guests.agent_socket import SocketChannel
 
 
 class Agent:
-    """Answers on a Unix socket as a guest agent does, one command at a time: seconds and bytes by command."""
+    """Answers on a Unix socket as a guest agent does, one command at a time: bytes by command.
+
+    Before that, it waits for an event, if there is one for the command.
+    """
 
     def __init__(self, path):
         self.path = path
-        self.replies = {}
+        self.replies, self.waits = {}, {}
         self.connections = 0
+        self.answered = threading.Event()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -43,8 +46,10 @@ class Agent:
             reply = self.replies[command["execute"]]
             if reply is None:
                 return
-            time.sleep(reply[0])
-            connection.sendall(reply[1])
+            if command["execute"] in self.waits:
+                assert self.waits[command["execute"]].wait(60)
+            connection.sendall(reply)
+            self.answered.set()
 
     def close(self):
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -65,42 +70,40 @@ def channel(agent):
     channel.close()
 
 
-def call(channel, execute="guest-info", timeout_s=5):
+def call(channel, execute="guest-info", timeout_s=60):
     return channel.call(execute, {}, timeout_s=timeout_s)
 
 
 def test_the_answer_of_a_command_that_was_given_up_is_never_taken_for_the_next_one(agent, channel):
-    agent.replies = {
-        "guest-slow": (0.3, b'{"return": "late"}\n'),
-        "guest-info": (0.4, b'{"return": "right"}\n'),
-    }
+    agent.replies = {"guest-slow": b'{"return": "late"}\n', "guest-info": b'{"return": "right"}\n'}
+    agent.waits["guest-slow"] = late = threading.Event()
 
     with pytest.raises(TemporaryError, match="did not answer guest-slow within"):
         call(channel, "guest-slow", timeout_s=0.1)
+    threading.Timer(0.1, late.set).start()
     assert call(channel) == "right"
 
 
 def test_a_late_answer_that_comes_before_the_synchronization_is_forgotten(agent, channel):
-    agent.replies = {
-        "guest-slow": (0.2, b'{"return": "late"}\n'),
-        "guest-info": (0, b'{"return": "right"}\n'),
-    }
+    agent.replies = {"guest-slow": b'{"return": "late"}\n', "guest-info": b'{"return": "right"}\n'}
+    agent.waits["guest-slow"] = late = threading.Event()
 
     with pytest.raises(TemporaryError):
         call(channel, "guest-slow", timeout_s=0.1)
-    time.sleep(0.2)
+    late.set()
+    agent.answered.wait(1)  # not at all, when we gave up before the agent was asked
     assert call(channel) == "right"
 
 
 def test_a_refusal_carries_the_agents_words(agent, channel):
-    agent.replies = {"guest-info": (0, b'{"error": {"class": "GenericError", "desc": "not today"}}\n')}
+    agent.replies = {"guest-info": b'{"error": {"class": "GenericError", "desc": "not today"}}\n'}
 
     with pytest.raises(GuestError, match="VM db1: its guest agent refuses guest-info: not today"):
         call(channel)
 
 
 def test_a_lost_connection_is_made_anew_by_the_next_call(agent, channel):
-    agent.replies = {"guest-die": None, "guest-info": (0, b'{"return": 1}\n')}
+    agent.replies = {"guest-die": None, "guest-info": b'{"return": 1}\n'}
 
     with pytest.raises(TemporaryError, match="closed the connection"):
         call(channel, "guest-die")
@@ -110,7 +113,7 @@ def test_a_lost_connection_is_made_anew_by_the_next_call(agent, channel):
 
 @pytest.mark.parametrize("reply", [b"rubbish\n", b"[1, 2]\n", b"\xff\xfe\n"])
 def test_rubbish_is_an_error_and_the_next_call_starts_afresh(agent, channel, reply):
-    agent.replies = {"guest-odd": (0, reply), "guest-info": (0, b'{"return": 1}\n')}
+    agent.replies = {"guest-odd": reply, "guest-info": b'{"return": 1}\n'}
 
     with pytest.raises(GuestError, match="rubbish"):
         call(channel, "guest-odd")
@@ -118,7 +121,7 @@ def test_rubbish_is_an_error_and_the_next_call_starts_afresh(agent, channel, rep
 
 
 def test_an_answer_without_end_is_cut_off(agent, channel):
-    agent.replies = {"guest-info": (0, b"x" * (17 * 1024 * 1024))}
+    agent.replies = {"guest-info": b"x" * (17 * 1024 * 1024)}
 
     with pytest.raises((GuestError, TemporaryError), match=r"rubbish: more than|no guest agent"):
         call(channel)
@@ -145,7 +148,7 @@ def test_nobody_at_the_socket_is_temporary(tmp_path):
     ],
 )
 def test_an_answer_of_the_wrong_shape_is_an_error(agent, channel, ask, execute, answer):
-    agent.replies = {execute: (0, f'{{"return": {answer}}}\n'.encode())}
+    agent.replies = {execute: f'{{"return": {answer}}}\n'.encode()}
 
     with pytest.raises(GuestError, match="answers with rubbish"):
         ask(Commands(channel, name="VM db1"))

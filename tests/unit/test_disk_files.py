@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,21 +54,33 @@ def test_a_file_that_was_replaced_by_an_equal_one_is_another(file, tmp_path):
     assert fingerprint.fingerprint([file]) != before
 
 
-def test_a_file_written_just_now_is_waited_for(file):
+@pytest.fixture
+def waits(monkeypatch):
+    """What is waited for, in seconds, where the kernel's clock ticks once in a quarter of an hour."""
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        monkeypatch.setattr(fingerprint, "_TICK_S", 0)  # it is over
+
+    monkeypatch.setattr(fingerprint, "_TICK_S", 900)
+    monkeypatch.setattr(fingerprint, "time", SimpleNamespace(time=time.time, sleep=wait))
+    return waits
+
+
+def test_a_file_written_just_now_is_waited_for(file, waits):
     file.write_bytes(b"now")
-    began = time.monotonic()
     fingerprint.fingerprint([file])
 
-    assert time.monotonic() - began >= 0.03
+    (seconds,) = waits
+    assert 0 < seconds <= 900
 
 
-def test_a_time_in_the_future_is_not_waited_for(file):
-    os.utime(file, (time.time() + 1000, time.time() + 1000))
-    time.sleep(0.06)
-    began = time.monotonic()
+def test_a_time_in_the_future_is_not_waited_for(file, waits):
+    os.utime(file, (time.time() + 10_000, time.time() + 10_000))
     fingerprint.fingerprint([file])
 
-    assert time.monotonic() - began < 1
+    assert waits == []
 
 
 def test_a_missing_file_has_no_fingerprint(tmp_path):

@@ -128,7 +128,7 @@ def test_the_ext_family_is_told_apart(tmp_path, kind):
 def test_swap_is_recognized(tmp_path):
     with (tmp_path / "swap").open("xb") as file:
         file.truncate(4 * MiB)
-    tools.run("mkswap", "-q", "-U", UUID, "-L", "swapped", str(tmp_path / "swap"), timeout_s=10)
+    tools.run("mkswap", "-q", "-U", UUID, "-L", "swapped", str(tmp_path / "swap"), timeout_s=60)
 
     (whole,) = read(tmp_path / "swap")
     assert (whole.filesystem.kind, whole.filesystem.uuid, whole.filesystem.label) == ("swap", UUID, "swapped")

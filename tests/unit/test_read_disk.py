@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from vmkeep.disks.nbd_device import NbdDevice
 from vmkeep.disks.nbd_server import serving
 from vmkeep.errors import IntegrityError, SourceError, TemporaryError
+from vmkeep.repository import chunk_cache
 from vmkeep.repository.read_disk import SavedDisk
 from vmkeep.stores.memory import MemoryStore
 from vmkeep.testing.disks import read
@@ -81,8 +83,15 @@ def test_what_holds_data_in_every_range_is_told(holes, data, tmp_path_factory):
     assert all(a.end < b.start for a, b in itertools.pairwise(told))
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Let all that is fetched ahead be there before the next one reads, however busy this machine is."""
+    pool = SimpleNamespace(submit=lambda work, *given: work(*given), shutdown=lambda **_: None)
+    monkeypatch.setattr(chunk_cache, "ThreadPoolExecutor", lambda *_: pool)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_whoever_reads_on_finds_the_next_chunks_there(place):
-    place.delay = 0.02
     with place.open() as disk:
         got = b"".join(read(disk, at, CHUNK // 2) for at in range(0, 40 * CHUNK, CHUNK // 2))
 
@@ -90,18 +99,17 @@ def test_whoever_reads_on_finds_the_next_chunks_there(place):
     assert len(place.gets) < 35, "one request for each chunk, and for each list of chunks, would be 45"
 
 
+@pytest.mark.usefixtures("at_once")
 def test_whoever_jumps_about_fetches_nothing_in_vain(place):
     with place.open() as disk:
         for number in (30, 3, 22, 9, 70, 15):
             assert read(disk, number * CHUNK, 10) == place.content[number * CHUNK :][:10]
-        before = len(place.gets)
-        time.sleep(0.05)
     leaves = 2
-    assert before == len(place.gets) <= 6 + leaves * 6
+    assert len(place.gets) <= 6 + leaves * 6
 
 
+@pytest.mark.usefixtures("at_once")
 def test_several_who_read_on_at_different_places_are_all_helped(place):
-    place.delay = 0.005
     with place.open() as disk:
         for number in range(18):
             for start in (0, 20, 60):
@@ -135,10 +143,10 @@ def test_holes_are_read_without_any_request(place):
 
 
 def test_a_store_that_is_away_for_a_moment_is_waited_for(place):
-    back = time.monotonic() + 0.7
-    place.fault = lambda _: Fault.AWAY if time.monotonic() < back else None
+    faults = iter([Fault.AWAY] * 2)
+    place.fault = lambda _: next(faults, None)
 
-    with place.open(patience_s=10) as disk:
+    with place.open(patience_s=60) as disk:
         assert read(disk, 0, 3 * CHUNK) == place.content[: 3 * CHUNK]
 
 
@@ -159,7 +167,7 @@ def test_closing_ends_whoever_waits_for_a_store(place):
 
     with pytest.raises(TemporaryError):
         read(disk, 0, 10)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 50
 
 
 def test_damage_that_was_fetched_ahead_is_an_error_for_whoever_needs_it(place):

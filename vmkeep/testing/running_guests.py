@@ -153,7 +153,6 @@ class GuestContract:
             assert guest.freeze() >= 1
             time.sleep(1.2)
             assert guest.thaw() >= 1
-            time.sleep(0.3)
         moments = written_at(guest)
         assert max(b - a for a, b in itertools.pairwise(moments)) > 1
 
@@ -182,11 +181,10 @@ class GuestContract:
 
     def test_a_guest_whose_freezer_is_away_thaws_by_itself(self, guest: Guest) -> None:
         with writing(guest):
-            count = guest.freeze(hold_s=2)
-            time.sleep(5)
-            assert guest.thaw() < count
+            guest.freeze(hold_s=2)
+            assert eventually(lambda: not guest.frozen())
         moments = written_at(guest)
-        assert 0.8 < max(b - a for a, b in itertools.pairwise(moments)) < 4.9
+        assert max(b - a for a, b in itertools.pairwise(moments)) > 0.8
 
     def test_a_guest_knows_its_address(self, guest: Guest) -> None:
         assert not self.address or self.address in guest.addresses()
@@ -197,7 +195,7 @@ def shell(guest: Guest, script: str, timeout_s: float = 30) -> Completed:
     return guest.run(["sh", "-c", script], timeout_s=timeout_s)
 
 
-def eventually(holds: Callable[[], bool], *, timeout_s: float = 10) -> bool:
+def eventually(holds: Callable[[], object], *, timeout_s: float = 60) -> bool:
     """Tell whether something becomes true in time."""
     deadline = time.monotonic() + timeout_s
     while not holds():
@@ -209,15 +207,20 @@ def eventually(holds: Callable[[], bool], *, timeout_s: float = 10) -> bool:
 
 @contextlib.contextmanager
 def writing(guest: Guest) -> Iterator[None]:
-    """Write to the guest's /data about ten times a second; see `written_at`."""
+    """Write to the guest's /data about ten times a second, before the block, in it, and after it.
+
+    See `written_at`.
+    """
     started = shell(guest, f"rm -f /tmp/moments; setsid sh -c '{_WRITER}' >/dev/null 2>&1 & echo $!")
-    time.sleep(0.3)
     try:
+        assert eventually(lambda: written_at(guest))
         yield
+        before = len(written_at(guest))
+        assert eventually(lambda: len(written_at(guest)) > before)
     finally:
         shell(guest, f"kill {int(started.out)}")
 
 
 def written_at(guest: Guest) -> list[float]:
     """Return when something was written, in seconds since the guest's start."""
-    return [float(line) for line in shell(guest, "cat /tmp/moments").out.split()]
+    return [float(line) for line in shell(guest, "cat /tmp/moments 2>/dev/null").out.split()]

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -102,6 +103,18 @@ class Seaweed:
         with contextlib.closing(self._client(user)) as client:
             how = {"BypassGovernanceRetention": True} if bypass else {}
             client.delete_object(Bucket=bucket, Key=key, VersionId=version, **how)
+
+    def end_locks(self, bucket: str, *, after_s: float) -> None:
+        """Let locks of objects by `GOVERNANCE` end so many seconds from now, as an administrator may."""
+        with contextlib.closing(self._client()) as client:
+            for key, version in self.versions(bucket):
+                with contextlib.suppress(client.exceptions.ClientError):  # it is not locked
+                    client.get_object_retention(Bucket=bucket, Key=key, VersionId=version)
+                    until = datetime.now(UTC) + timedelta(seconds=after_s)
+                    client.put_object_retention(
+                        Bucket=bucket, Key=key, VersionId=version, BypassGovernanceRetention=True,
+                        Retention={"Mode": "GOVERNANCE", "RetainUntilDate": until},
+                    )  # fmt: skip
 
     def set_policy(self, bucket: str, policy: Mapping[str, Any]) -> None:
         """Replace the policy of a bucket; returns when it holds."""
