@@ -181,10 +181,11 @@ class GuestContract:
 
     def test_a_guest_whose_freezer_is_away_thaws_by_itself(self, guest: Guest) -> None:
         with writing(guest):
-            guest.freeze(hold_s=2)
-            assert eventually(lambda: not guest.frozen())
+            count = guest.freeze(hold_s=2)
+            time.sleep(7)  # nobody can ask: an agent does not know that it was thawed behind its back
+            assert guest.thaw() < count
         moments = written_at(guest)
-        assert max(b - a for a, b in itertools.pairwise(moments)) > 0.8
+        assert max(b - a for a, b in itertools.pairwise(moments)) > 0.5
 
     def test_a_guest_knows_its_address(self, guest: Guest) -> None:
         assert not self.address or self.address in guest.addresses()
