@@ -22,6 +22,7 @@ from vmkeep.errors import (
 from vmkeep.hypervisors.vsphere import captured, changes, transfer
 from vmkeep.hypervisors.vsphere.connection import Address, address_of
 from vmkeep.hypervisors.vsphere.faults import meaning
+from vmkeep.hypervisors.vsphere.lease import Lease
 from vmkeep.hypervisors.vsphere.machine import read
 
 SIZE = 100
@@ -153,3 +154,35 @@ def test_a_host_is_never_shown_the_session_of_vcenter(url, asked, cookie):
 def test_files_are_never_fetched_without_tls():
     with pytest.raises(UnsupportedError, match="not by https"):
         transfer.Remote(address_of("vc.example"), "http://esx1.example/nfc/disk-0.vmdk").connect()
+
+
+def lease_with(*keys):
+    lease = object.__new__(Lease)
+    lease._what = "VM db1"
+    lease.urls = [vim.HttpNfcLease.DeviceUrl(key=key, importKey="", url="https://*/x") for key in keys]
+    return lease
+
+
+def test_a_disk_of_a_lease_is_found_by_its_place_whatever_the_order():
+    lease = lease_with("/vm-1/ParaVirtualSCSIController0:10", "/vm-1/ParaVirtualSCSIController0:1")
+
+    assert lease.url_of("scsi0:1").key.endswith("0:1")
+    assert lease.url_of("scsi0:10").key.endswith("0:10")
+    assert lease_with("/vm-1/VirtualDisk:2001").url_of("scsi0:1", 2001)
+    both = lease_with("/vm-1/VirtualAHCIController0:1", "/vm-1/VirtualLsiLogicController0:1")
+    assert "LsiLogic" in both.url_of("scsi0:1").key
+    assert "AHCI" in both.url_of("sata0:1").key
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        (),
+        ("/vm-1/disk-0",),
+        ("/vm-1/ParaVirtualSCSIController0:1", "/vm-2/ParaVirtualSCSIController0:1"),
+        ("/vm-1/SomethingNewController0:1",),
+    ],
+)
+def test_a_disk_of_a_lease_is_never_guessed(keys):
+    with pytest.raises(SourceError, match="does not say which disk"):
+        lease_with(*keys).url_of("scsi0:1", 2001)

@@ -25,7 +25,7 @@ from vmkeep.hypervisors.vsphere.machine import read
 from vmkeep.hypervisors.vsphere.restoring import Holder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vmkeep.hypervisors.base import Orphan
@@ -94,8 +94,9 @@ class Holders:
 
     def _filled(self, name: str, mark: Holder, disks: Sequence[NewDisk]) -> Machine:
         devices = Changes(None)
-        for disk in disks:
-            devices.add_disk(devices.free_place(), size=disk.size, file=f"[{disk.datastore}]", create=True)
+        places = [devices.free_place() for _ in disks]
+        for place, disk in zip(places, disks, strict=True):
+            devices.add_disk(place, size=disk.size, file=f"[{disk.datastore}]", create=True)
         spec = vim.vm.ConfigSpec(
             name=name,
             guestId="otherGuest64",
@@ -113,9 +114,7 @@ class Holders:
         with Lease(
             self._connection, what, lambda: spot.pool.ImportVApp(spec=whole, folder=folder, host=spot.host)
         ) as lease:
-            if len(lease.urls) != len(disks):
-                raise SourceError(f"{what}: vSphere takes {len(lease.urls)} disks, not {len(disks)}")
-            self._send(lease, disks, what)
+            self._send(lease, dict(zip(places, disks, strict=True)), what)
         holder = self._find(name)
         if holder is None:
             raise SourceError(f"{what}: the VM that is to hold them is not there")
@@ -124,9 +123,12 @@ class Holders:
             raise SourceError(f"{what}: what arrived has other sizes than what was sent")
         return held
 
-    def _send(self, lease: Lease, disks: Sequence[NewDisk], what: str) -> None:
-        lease.expect(sum(disk.path.stat().st_blocks * 512 for disk in disks))
-        for disk, url in zip(disks, lease.urls, strict=True):
+    def _send(self, lease: Lease, disks: Mapping[str, NewDisk], what: str) -> None:
+        """Send disks in, by their places in the VM that holds them."""
+        lease.expect(sum(disk.path.stat().st_blocks * 512 for disk in disks.values()))
+        urls = {place: lease.url_of(place) for place in disks}
+        for place, disk in disks.items():
+            url = urls[place]
             remote = transfer.leased(self._connection, url.url, url.sslThumbprint)
             with RawSource(disk.path, what=f"{what}: {disk.name}") as source:
                 remote.upload(stream_vmdk.stream(source), what=f"{what}: {disk.name}", progress=lease.count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any, Final
 
 from pyVmomi import vim
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
 _READY_S: Final = 600.0
 _LONGEST_S: Final = 60.0
+_KINDS: Final = {
+    "scsi": ("SCSI", "LsiLogic", "LsiLogicSAS", "BusLogic"),
+    "sata": ("AHCI", "SATA"),
+    "nvme": ("NVME",),
+    "ide": ("IDE",),
+}
+"""How controllers are called, by the letters of a place."""
 
 
 class Lease:
@@ -54,6 +62,36 @@ class Lease:
         pause = min(_LONGEST_S, float(found.get("info.leaseTimeout") or 300) / 3)
         self._thread = threading.Thread(target=self._keep, args=(pause,), name="lease", daemon=True)
         self._thread.start()
+
+    def url_of(self, place: str, key: int | None = None) -> vim.HttpNfcLease.DeviceUrl:
+        """Return where a disk goes in or out.
+
+        Which it is is told by its controller's bus and unit, or by its own key; never by the order.
+        See: vSphere Web Services API, HttpNfcLeaseDeviceUrl ("/vm-12/ParaVirtualSCSIController0:1").
+
+        Args:
+            place: Such as `scsi0:1`.
+            key: Of the device, if it is known.
+
+        Raises:
+            SourceError: it is not certain which.
+        """
+        bus, _, unit = place.partition(":")
+        number = bus.lstrip(ascii_lowercase)
+        kinds = _KINDS[bus.removesuffix(number)]
+        endings = [f"{kind}Controller{number}:{unit}" for kind in kinds]
+        endings += [f"VirtualDisk:{key}"] if key is not None else []
+        found = [
+            one
+            for one in self.urls
+            if any(str(name or "").endswith(tuple(endings)) for name in (one.key, one.importKey))
+        ]
+        if len(found) != 1:
+            offered = ", ".join(str(one.key) for one in self.urls) or "nothing"
+            raise SourceError(
+                f"{self._what}: vSphere does not say which disk is that at {place} (it offers {offered})"
+            )
+        return found[0]
 
     def expect(self, size: int) -> None:
         """Say how many bytes there are in all, so that vCenter can show how far it is."""

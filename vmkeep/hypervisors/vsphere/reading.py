@@ -233,7 +233,7 @@ def _by_export(connection: Connection, snapshot: vim.vm.Snapshot, disk: Disk, wh
     with contextlib.ExitStack() as stack:
         path = stack.enter_context(scratch.scratch_folder()) / "disk.vmdk"
         with Lease(connection, f"{what}: export", snapshot.ExportSnapshot) as lease:
-            url = _url_of(lease, disk, what)
+            url = lease.url_of(disk.place, disk.key)
             lease.expect(disk.size)
             transfer.leased(connection, url.url, url.sslThumbprint).download(
                 path, what=what, progress=lease.count
@@ -245,20 +245,3 @@ def _by_export(connection: Connection, snapshot: vim.vm.Snapshot, disk: Disk, wh
             )
         source = stack.enter_context(images.reader(path, "vmdk", what=what))
         return ExportSource(source, stack.pop_all())
-
-
-def _url_of(lease: Lease, disk: Disk, what: str) -> vim.HttpNfcLease.DeviceUrl:
-    """Return where a disk comes out: its key ends with its own key, or with its controller's bus and unit.
-
-    See: vSphere Web Services API, HttpNfcLeaseDeviceUrl.key ("/vm-12/ParaVirtualSCSIController0:1").
-    """
-    _, _, unit = disk.place.partition(":")
-    bus = disk.place.removesuffix(f":{unit}").lstrip("abcdefghijklmnopqrstuvwxyz")
-    endings = (f"VirtualDisk:{disk.key}", f"Controller{bus}:{unit}")
-    found = [one for one in lease.urls if str(one.key).endswith(endings)]
-    if len(found) != 1:
-        offered = ", ".join(str(one.key) for one in lease.urls) or "nothing"
-        raise SourceError(
-            f"{what}: vSphere does not say which disk it is ({disk.place}; it offers {offered})"
-        )
-    return found[0]
