@@ -175,8 +175,8 @@ def test_a_copy_may_lie_in_another_pool_and_on_another_network(on_lan):
         ({"networks": {"lan": "nowhere"}}, "there is no network nowhere"),
         ({"networks": {"lna": "lan"}}, "no VM that is restored was on network lna"),
         ({"storage": "nowhere"}, "there is no storage pool nowhere"),
-        ({"hypervisor": "nowhere"}, "there is no hypervisor 'nowhere'"),
-        ({"hypervisor": "here", "instant": True}, "leave --hypervisor out"),
+        ({"hypervisors": ["nowhere"]}, "there is no hypervisor 'nowhere'"),
+        ({"hypervisors": ["here"], "instant": True}, "leave --hypervisor out"),
     ],
 )
 def test_a_place_that_is_not_there_is_refused_before_anything_is_made(on_lan, how, words):
