@@ -468,6 +468,44 @@ def test_a_vm_that_runs_gets_a_disk_and_room_but_no_processors(dc1, vsphere):
         dc1.configure("db1", declare(cpus=2, disks=larger), apply=True)
 
 
+def test_a_network_is_added_to_a_vm_that_runs_and_never_taken_away(dc1, vsphere):
+    made(dc1, vsphere, running=True, networks=["lan"])
+
+    dc1.configure("db1", declare(networks=["lan", "dmz"]), apply=True)
+    (found,) = dc1.inventory()
+    assert [card.network for card in found.definition.networks] == ["lan", "dmz"]
+    with pytest.raises(SourceChangedError, match="networks"):
+        dc1.configure("db1", declare(networks=["dmz"]), apply=True)
+
+
+def test_an_iso_is_found_by_its_name_or_named_in_full(dc1, vsphere):
+    folder = vsphere.datastore("vmfs2") / "iso"
+    folder.mkdir()
+    (folder / "debian-12.iso").write_bytes(b"iso")
+    dc1.configure("db1", declare(iso="debian-12.iso"), apply=True)
+    (found,) = dc1.inventory()
+
+    assert found.definition.iso == "[vmfs2] iso/debian-12.iso"
+    for same in ("debian-12.iso", "iso/debian-12.iso", "[vmfs2] iso/debian-12.iso"):
+        assert not dc1.configure("db1", declare(iso=same), apply=True)
+    for wrong in ("12.iso", "debian-13.iso", "[vmfs1] iso/debian-12.iso", "[vmfs9] debian-12.iso"):
+        with pytest.raises(InputError, match="none of vmfs1, vmfs2"):
+            dc1.configure("db2", declare(iso=wrong), apply=False)
+
+
+def test_an_iso_that_is_gone_does_not_keep_a_vm_from_coming_back(dc1, vsphere):
+    (vsphere.datastore("vmfs1") / "debian-12.iso").write_bytes(b"iso")
+    made(dc1, vsphere, iso="debian-12.iso")
+    definition = taken(dc1).machines["db1"].definition
+    (vsphere.datastore("vmfs1") / "debian-12.iso").unlink()
+
+    changes = dc1.create("db2", definition, overwrite=False)
+    assert [(one.what, one.actual) for one in changes if one.what == "iso"] == [
+        ("iso", "[vmfs1] debian-12.iso")
+    ]
+    assert dc1.exists("db2")
+
+
 def test_a_network_or_storage_that_is_not_there_is_named_with_those_that_are(dc1):
     with pytest.raises(InputError, match=r"no network wan .*dmz"):
         dc1.configure("db1", declare(networks=["wan"]), apply=True)

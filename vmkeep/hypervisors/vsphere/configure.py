@@ -38,8 +38,6 @@ class Configure:
         """Yield each declared thing that this driver does not do, and what to do."""
         if vm.placement is not None and (vm.placement.near or vm.placement.away_from):
             yield "placement.near and away_from", "make rules of DRS in vCenter"
-        if vm.iso is not None and not vm.iso.startswith("["):
-            yield f"iso {vm.iso}", "write it as '[datastore] path'"
         yield from _unasked(vm)
         for disk in vm.disks:
             if "format" in disk.model_fields_set and disk.format != "vmdk":
@@ -52,14 +50,16 @@ class Configure:
         if there is None:
             wanted = _wanted(name, vm, None)
             changes = reconcile.differences(name, vm, None, wanted, adopted=False)
+            self._places.require_networks(vm.networks)
+            iso = self._places.find_iso(vm.iso) if vm.iso is not None else None
             if apply:
-                self._create(name, vm)
-            else:
-                self._places.require_networks(vm.networks)
+                self._create(name, vm, iso)
             return [replace(one, applied=apply) for one in changes]
         machine = self._places.machine(there)
         actual = seen(machine)
         declared = reconcile.as_it_is(vm, actual)
+        if declared.iso is not None and declared.iso != actual.iso:
+            declared = declared.model_copy(update={"iso": self._places.find_iso(declared.iso)})
         wanted = _wanted(name, declared, actual)
         changes = reconcile.differences(name, declared, actual, wanted, adopted=False)
         _refuse(name, machine, wanted, changes)
@@ -67,7 +67,7 @@ class Configure:
             self._change(there, machine, declared, wanted, {one.what for one in changes})
         return [replace(one, applied=apply) for one in changes]
 
-    def _create(self, name: str, vm: VM) -> None:
+    def _create(self, name: str, vm: VM, iso: str | None) -> None:
         known = self._places.require_networks(vm.networks)
         spot = self._places.spot(
             datastores=[*dict.fromkeys(disk.storage for disk in vm.disks if disk.storage)],
@@ -83,8 +83,8 @@ class Configure:
             changes.add_disk(where[disk.name], size=disk.size, file=f"[{store}]", create=True)
         for network in vm.networks:
             changes.add_card(self._places.card_backing(known[network], network))
-        if vm.iso is not None:
-            changes.insert(vm.iso)
+        if iso is not None:
+            changes.insert(iso)
         spec = vim.vm.ConfigSpec(
             name=name,
             guestId=_GUEST,
@@ -107,7 +107,9 @@ class Configure:
     ) -> None:
         """Carry out what differs, in one call."""
         name = machine.name
-        off_only = sorted(what & {"cpus", "memory", "networks"})
+        off_only = sorted(what & {"cpus", "memory"})
+        if {card.network for card in machine.cards} - set(vm.networks):
+            off_only += sorted(what & {"networks"})  # a card is never taken out of a guest that runs
         if machine.running and off_only:
             raise SourceChangedError(f"VM {name} is running: power it off to change {', '.join(off_only)}")
         changes = Changes(machine)

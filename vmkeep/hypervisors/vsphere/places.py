@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pyVmomi import vim
 
-from vmkeep.errors import InputError, SourceError
+from vmkeep.errors import InputError, NotFoundError, SourceError
+from vmkeep.hypervisors.vsphere.captured import datastore_of, path_of
 from vmkeep.hypervisors.vsphere.machine import PATHS, Machine, plain, read
 from vmkeep.units import MiB
 
@@ -218,6 +219,48 @@ class Places:
         if name not in known:
             there = ", ".join(sorted(known)) or "none"
             raise InputError(f"there is no storage {name} at {self.connection} (there is: {there})")
+
+    def find_iso(self, iso: str) -> str:
+        """Return where an image for an optical drive lies, as ``[datastore] path``.
+
+        Args:
+            iso: That, or the end of its path, such as its name.
+
+        Raises:
+            InputError: it is not there, or there are several.
+        """
+        name = iso.rpartition("/")[2].rpartition("] ")[2]
+        wanted = iso if iso.startswith("[") else f"/{iso.lstrip('/')}"
+        stores = self.datastores()
+        found = []
+        for store, about in sorted(stores.items()):
+            if not iso.startswith("[") or datastore_of(iso) == store:
+                found += self._files(store, about["object"], name)
+        matching = [one for one in found if one == wanted or f"/{path_of(one)}".endswith(wanted)]
+        if len(matching) == 1:
+            return matching[0]
+        there = ", ".join(matching or found)
+        told = f"there are several: {there}" if matching else f"it is in none of {', '.join(sorted(stores))}"
+        raise InputError(
+            f"iso {iso}: {told}; write '[datastore] path', or upload it with 'govc datastore.upload'"
+        )
+
+    def _files(self, store: str, datastore: vim.Datastore, name: str) -> list[str]:
+        """Return the files of a name in a datastore."""
+        browser = self.connection.prop(datastore, "browser")
+        spec = vim.host.DatastoreBrowser.SearchSpec(matchPattern=[name])
+        try:
+            results = self.connection.run(
+                f"looking for {name} in {store}",
+                lambda: browser.SearchDatastoreSubFolders_Task(datastorePath=f"[{store}]", searchSpec=spec),
+            )
+        except NotFoundError:
+            return []
+        return [
+            f"[{store}] {'/'.join(filter(None, [path_of(one.folderPath).strip('/'), file.path]))}"
+            for one in results or ()
+            for file in one.file
+        ]
 
     def spot(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pyVmomi import vim
 
 from vmkeep.disks import images, maker, scratch
-from vmkeep.errors import InputError, NotFoundError, SourceChangedError, SourceError
+from vmkeep.errors import InputError, SourceChangedError, SourceError
 from vmkeep.hypervisors import reconcile
 from vmkeep.hypervisors.base import AS_IT_WAS, Change
 from vmkeep.hypervisors.drilled import require_copy, require_isolated, require_mark
@@ -85,7 +85,7 @@ class Restore:
             if there is None or machine is None:
                 changes += self._make(saved, drill, elsewhere.storage)
             else:
-                self._adapt(there, machine, saved)
+                changes += self._adapt(there, machine, saved)
         return changes
 
     def create_disk(self, name: str, disk: str, size: int) -> DiskTarget:
@@ -154,19 +154,10 @@ class Restore:
             | restoring.note_storage(_stores(saved, spot, storage))
             | marks
         )
-        plain = [*devices.changes]
-        if saved.iso is not None:
-            devices.insert(saved.iso)
+        missing = [*self._inserted(devices, saved.iso)] if saved.iso is not None else []
         spec.deviceChange = devices.changes
-        try:
-            self._create(saved.name, spec, spot)
-        except (InputError, NotFoundError) as error:
-            if saved.iso is None:
-                raise
-            spec.deviceChange = plain
-            self._create(saved.name, spec, spot)
-            return [Change("iso", saved.iso, f"none: {error}", applied=True)]
-        return []
+        self._create(saved.name, spec, spot)
+        return missing
 
     def _create(self, name: str, spec: vim.vm.ConfigSpec, spot: Spot) -> None:
         folder = self._connection.prop(self._places.datacenter, "vmFolder")
@@ -175,7 +166,7 @@ class Restore:
             lambda: folder.CreateVM_Task(config=spec, pool=spot.pool, host=spot.host),
         )
 
-    def _adapt(self, there: vim.VirtualMachine, machine: Machine, saved: Captured) -> None:
+    def _adapt(self, there: vim.VirtualMachine, machine: Machine, saved: Captured) -> list[Change]:
         """Let a VM that is there be as it was captured; its disks stay as they are."""
         self._require_off(machine)
         known = self._places.require_networks({card.network for card in saved.networks})
@@ -188,8 +179,7 @@ class Restore:
                 for card in saved.networks
             ],
         )
-        if saved.iso != machine.iso:
-            devices.insert(saved.iso)
+        missing = [*self._inserted(devices, saved.iso)] if saved.iso != machine.iso else []
         where = {disk.name: disk.place for disk in machine.disks}
         taken = {*where.values()}
         for disk in saved.disks:
@@ -201,6 +191,14 @@ class Restore:
         spec.deviceChange = devices.changes
         spec.extraConfig = build.options(build.names(where) | restoring.note_storage(stores))
         self._connection.run(f"VM {machine.name}: changing", lambda: there.ReconfigVM_Task(spec))
+        return missing
+
+    def _inserted(self, devices: Changes, iso: str | None) -> Iterator[Change]:
+        """Put a captured image into the optical drive; yield that it is not there, if so."""
+        try:
+            devices.insert(self._places.find_iso(iso) if iso is not None else None)
+        except InputError as error:
+            yield Change("iso", iso, f"none: {error}", applied=True)
 
     def _new_disk(self, machine: Machine, name: str, disk: str) -> NewDisk:
         """Return a disk that was written here, as it is sent in."""
