@@ -222,7 +222,7 @@ def test_a_guest_without_a_cluster_says_so(shelf, tree):
 def test_an_engine_that_needs_a_running_server_is_refused(shelf, tree):
     add(shelf, "db1", tree)
 
-    with pytest.raises(UnsupportedError, match="mariadb is not supported by driver images"):
+    with pytest.raises(UnsupportedError, match="mariadb is not supported by this version"):
         shelf.save("db1", "databases.shop", declare(shop={"engine": "mariadb"}))
 
 

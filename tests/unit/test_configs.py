@@ -10,6 +10,7 @@ import pytest
 from vmkeep.fleet import Kind, json_schema, load, loads
 from vmkeep.fleet.reference import reference
 from vmkeep.fleet.template import template
+from vmkeep.operations.support import unsupported
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -23,6 +24,11 @@ def test_an_example_fleet_is_valid(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_an_example_fleet_tells_editors_its_schema(path):
     assert path.read_text(encoding="utf-8").startswith("# yaml-language-server: $schema=fleet.schema.json\n")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_an_example_fleet_declares_nothing_that_cannot_be_done(path):
+    assert unsupported(load(path)) == []
 
 
 def test_there_is_an_example_for_every_driver():

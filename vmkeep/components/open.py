@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmkeep.components.applications import Application
 from vmkeep.components.databases.postgresql import Postgresql
@@ -15,6 +15,9 @@ from vmkeep.fleet.model import Kind
 if TYPE_CHECKING:
     from vmkeep.components.base import Component
     from vmkeep.fleet.model import VM, DatabaseComponent
+
+ENGINES: Final = frozenset({"postgresql", "sqlite"})
+"""The databases that can be saved on their own."""
 
 
 def open_component(name: str, vm: VM, component: str) -> Component:
@@ -38,11 +41,18 @@ def open_component(name: str, vm: VM, component: str) -> Component:
 
 
 def _database(name: str, component: str, config: DatabaseComponent) -> Component:
-    if config.engine == "sqlite":
-        return Sqlite(config)
-    if config.engine == "postgresql":
-        return Postgresql(config)
-    raise UnsupportedError(
-        f"VM {name}: {component}: engine {config.engine} is not supported by driver images; "
-        "back its disk up whole (component os)"
+    match config.engine:
+        case "sqlite":
+            return Sqlite(config)
+        case "postgresql":
+            return Postgresql(config)
+        case _:
+            raise UnsupportedError(unsupported(name, component, config.engine))
+
+
+def unsupported(name: str, component: str, engine: str) -> str:
+    """Say that databases of an engine cannot be saved on their own."""
+    return (
+        f"VM {name}: {component}: engine {engine} is not supported by this version: save the disk that it is "
+        "on (os, or filesystems), or its files (applications)"
     )

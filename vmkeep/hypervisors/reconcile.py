@@ -101,10 +101,6 @@ def unsupported(vm: VM) -> Iterator[tuple[str, str]]:
 
 
 def _unsupported_components(vm: VM, off: str) -> Iterator[tuple[str, str]]:
-    for key, database in vm.components.databases.items():
-        if database.engine not in {"postgresql", "sqlite"}:
-            engine = f"databases.{key}.engine {database.engine}"
-            yield engine, "it cannot be saved from a powered-off VM; save its disk"
     for key, application in vm.components.applications.items():
         for hook, commands in (("pre", application.pre), ("post", application.post)):
             if commands:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmkeep.components.open import ENGINES
+from vmkeep.components.open import unsupported as no_engine
 from vmkeep.errors import UnsupportedError
 from vmkeep.fleet import dependencies
 from vmkeep.hypervisors.open import open_hypervisor
@@ -83,6 +85,8 @@ def require_supported(file: FleetFile, vms: Iterable[str]) -> None:
 
 def _of_vms(file: FleetFile, vms: list[str]) -> Iterator[str]:
     base = file.path.absolute().parent
+    for vm in vms:
+        yield from _of_engines(vm, file.fleet.vms[vm])
     for name in dict.fromkeys(file.fleet.vms[vm].hypervisor for vm in vms):
         try:
             driver = open_hypervisor(name, file.fleet.hypervisors[name], base)
@@ -94,6 +98,12 @@ def _of_vms(file: FleetFile, vms: list[str]) -> Iterator[str]:
                 yield from driver.unsupported(vm, file.fleet.vms[vm])
                 if driver.can_start:
                     yield from _of_gates(vm, file.fleet.vms[vm])
+
+
+def _of_engines(name: str, vm: VM) -> Iterator[str]:
+    for key, database in vm.components.databases.items():
+        if database.engine not in ENGINES:
+            yield no_engine(name, f"databases.{key}", database.engine)
 
 
 def _of_gates(name: str, vm: VM) -> Iterator[str]:
