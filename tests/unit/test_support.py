@@ -10,10 +10,10 @@ FLEET = """\
 version: 1
 fleet: shop
 repository: {store: ./repository, key: {file: ./key}}
-hypervisors: {here: {driver: libvirt, uri: "qemu:///system"}, shelf: {driver: images, path: .}}
+hypervisors: {a: {driver: libvirt, uri: "qemu:///system"}, b: {driver: images, path: .}}
 vms:
-  db1: {hypervisor: here, disks: [{name: root, size: 1GiB}], components: {databases: {erp: {engine: mariadb}}}}
-  db2: {hypervisor: shelf, disks: [{name: root, size: 1GiB}], components: {databases: {one: {engine: redis}}}}
+  db1: {hypervisor: a, disks: [{name: root, size: 1GiB}], components: {databases: {erp: {engine: mariadb}}}}
+  db2: {hypervisor: b, disks: [{name: root, size: 1GiB}], components: {databases: {one: {engine: redis}}}}
 """
 
 
