@@ -351,7 +351,9 @@ def test_a_restore_that_fails_leaves_the_vm_as_it_was_and_nothing_of_its_own(dc1
     assert [vsphere.files("vmfs1"), vsphere.files("vmfs2")] == files
 
 
-def test_what_a_killed_restore_left_is_found_and_goes(dc1, vsphere, client, monkeypatch):
+@pytest.fixture
+def killed_restore(dc1, vsphere, client, monkeypatch):
+    """A restore that died when its disks were nobody's."""
     made(dc1, vsphere)
     with monkeypatch.context() as patch:
         patch.setattr(maker, "me", lambda: DEAD)
@@ -360,13 +362,35 @@ def test_what_a_killed_restore_left_is_found_and_goes(dc1, vsphere, client, monk
         vsphere.fail("ReconfigVM_Task", "FileFault", of=client.vm("db1")._moId)
         with pytest.raises(SourceError):
             restored(dc1, b"new")
+
+
+def sent_in(vsphere):
+    files = vsphere.files("vmfs1") + vsphere.files("vmfs2")
+    return [one for one in files if "restored" in one and one.endswith("-flat.vmdk")]
+
+
+@pytest.mark.usefixtures("killed_restore")
+def test_what_a_killed_restore_left_is_found_and_goes(dc1, vsphere):
     left = [*dc1.orphans()]
     assert [(one.vm, one.disks, one.gone) for one in left] == [("db1", ("root",), True)]
     assert [one.definition.name for one in dc1.inventory()] == ["db1"]
+    assert sent_in(vsphere)
 
     dc1.discard_disks("db1", ["root"])
     assert list(vsphere.machines()) == ["db1"]
-    assert not [one for one in vsphere.files("vmfs1") + vsphere.files("vmfs2") if "restored" in one]
+    assert not sent_in(vsphere)
+
+
+@pytest.mark.usefixtures("killed_restore")
+def test_disks_are_not_removed_as_long_as_the_vm_that_may_have_them_cannot_be_read(dc1, vsphere, monkeypatch):
+    def unreadable(*_told):
+        raise SourceError("VM db1: vSphere does not say what it is: it is disconnected")
+
+    monkeypatch.setattr("vmkeep.hypervisors.vsphere.places.Places.machine", unreadable)
+
+    with pytest.raises(SourceError, match="disconnected"):
+        dc1.discard_disks("db1", ["root"])
+    assert sent_in(vsphere)
 
 
 def test_a_vm_with_a_snapshot_of_somebody_is_not_restored_in_place(dc1, vsphere, client):

@@ -20,6 +20,7 @@ from vmkeep.errors import (
     UnsupportedError,
 )
 from vmkeep.hypervisors.vsphere import captured, changes, transfer
+from vmkeep.hypervisors.vsphere.build import Changes
 from vmkeep.hypervisors.vsphere.connection import Address, address_of
 from vmkeep.hypervisors.vsphere.faults import meaning
 from vmkeep.hypervisors.vsphere.lease import Lease
@@ -186,3 +187,19 @@ def test_a_disk_of_a_lease_is_found_by_its_place_whatever_the_order():
 def test_a_disk_of_a_lease_is_never_guessed(keys):
     with pytest.raises(SourceError, match="does not say which disk"):
         lease_with(*keys).url_of("scsi0:1", 2001)
+
+
+def test_a_new_disk_never_gets_the_place_that_is_kept_for_another():
+    changes = Changes(None)
+
+    assert changes.free_place(but={"scsi0:0", "scsi0:2"}) == "scsi0:1"
+    assert changes.free_place(but={"scsi0:0", "scsi0:2"}) == "scsi0:3"
+    assert changes.free_place() == "scsi0:0"
+
+
+def test_the_place_of_the_controller_itself_is_no_disks():
+    changes = Changes(None)
+
+    places = [changes.free_place() for _ in range(16)]
+    assert "scsi0:7" not in places
+    assert places[-1] == "scsi1:0"

@@ -61,12 +61,16 @@ class Changes:
             self._add(device)
         return key
 
-    def free_place(self) -> str:
-        """Return the first place where no disk is."""
+    def free_place(self, *, but: Collection[str] = ()) -> str:
+        """Return the first place where no disk is.
+
+        Args:
+            but: Places that are kept for others.
+        """
         for bus in range(_BUSES):
             for unit in range(_UNITS["scsi"]):
                 where = place("pvscsi", bus, unit)
-                if unit != _OWN_UNIT and where not in self._taken:
+                if unit != _OWN_UNIT and where not in self._taken and where not in but:
                     self._taken.add(where)
                     return where
         raise ValueError("a VM has 60 disks on its SCSI buses at most")

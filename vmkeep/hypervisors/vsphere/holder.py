@@ -21,7 +21,7 @@ from vmkeep.hypervisors.drilled import orphan
 from vmkeep.hypervisors.vsphere import build, restoring, transfer
 from vmkeep.hypervisors.vsphere.build import Changes
 from vmkeep.hypervisors.vsphere.lease import Lease
-from vmkeep.hypervisors.vsphere.machine import read
+from vmkeep.hypervisors.vsphere.machine import plain, read
 from vmkeep.hypervisors.vsphere.restoring import Holder
 
 if TYPE_CHECKING:
@@ -154,7 +154,14 @@ class Holders:
             self._remove(holder, now)
 
     def _remove(self, holder: vim.VirtualMachine, mark: Holder) -> None:
-        """Remove a holder, with all disks that no other VM has."""
+        """Remove a holder, with all disks that no other VM has.
+
+        Raises:
+            SourceError: vSphere does not say what the VM is that they are for: it may have them.
+        """
+        target = self._places.find(mark.vm)
+        if target is not None:
+            self._places.machine(target)
         used = self._places.files_in_use() if mark.files else set()
         for file in mark.files:
             if file not in used:
@@ -163,7 +170,7 @@ class Holders:
 
     def _find(self, name: str) -> vim.VirtualMachine | None:
         found = self._connection.all_of(vim.VirtualMachine, ["name"], below=self._places.datacenter)
-        return next((vm for vm, one in found.items() if one.get("name") == name), None)
+        return next((vm for vm, one in found.items() if plain(str(one.get("name", ""))) == name), None)
 
     def _all(self) -> list[tuple[vim.VirtualMachine, Holder]]:
         found = self._connection.all_of(

@@ -181,11 +181,10 @@ class Restore:
         )
         missing = [*self._inserted(devices, saved.iso)] if saved.iso != machine.iso else []
         where = {disk.name: disk.place for disk in machine.disks}
-        taken = {*where.values()}
         for disk in saved.disks:
             if disk.name not in where:
-                free = disk.place if disk.place and disk.place not in taken else devices.free_place()
-                where[disk.name] = free
+                free = disk.place and disk.place not in where.values()
+                where[disk.name] = disk.place if free else devices.free_place(but=where.values())
         stores = {disk.name: disk.datastore for disk in saved.disks if machine.disk(disk.name) is None}
         spec = build.hardware(saved)
         spec.deviceChange = devices.changes
@@ -227,7 +226,7 @@ class Restore:
             devices.take_disk(disk)
         kinds = {disk.place: disk for disk in old}
         for one in new:
-            where = places.get(one.name) or devices.free_place()
+            where = places.get(one.name) or devices.free_place(but=places.values())
             places[one.name] = where
             before = kinds.get(where)
             devices.add_disk(
