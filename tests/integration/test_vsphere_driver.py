@@ -492,6 +492,39 @@ def test_a_vm_that_runs_gets_a_disk_and_room_but_no_processors(dc1, vsphere):
         dc1.configure("db1", declare(cpus=2, disks=larger), apply=True)
 
 
+def test_a_vm_is_made_on_a_host_that_it_may_be_on(dc1, client):
+    dc1.configure("db1", declare(placement={"hosts": ["DC0_C0_H2"]}), apply=True)
+
+    assert client.properties(client.vm("db1"), "runtime.host")["runtime.host"].name == "DC0_C0_H2"
+    with pytest.raises(InputError, match="nohost"):
+        dc1.configure("db2", declare(placement={"hosts": ["nohost"]}), apply=True)
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"),
+    [
+        ({"placement": {"near": ["db2"]}}, "placement.near"),
+        ({"disks": [{"name": "root", "size": "4MiB", "format": "qcow2"}]}, "format qcow2"),
+        ({"guest": {"agent": True}, "health": [{"exec": "true"}]}, "health exec"),
+        (
+            {"components": {"applications": {"web": {"paths": ["/srv"], "pre": ["sync"]}}}},
+            "applications.web.pre",
+        ),
+    ],
+)
+def test_what_it_does_not_do_is_said_beforehand(dc1, declared, said):
+    (told,) = dc1.unsupported("db1", declare(**declared))
+
+    assert said in told
+
+
+def test_a_guest_by_ssh_is_given_commands(dc1):
+    ssh = {"ssh": {"host": "db1.example"}}
+    hooks = {"applications": {"web": {"paths": ["/srv"], "pre": ["sync"]}}}
+
+    assert dc1.unsupported("db1", declare(guest=ssh, health=[{"exec": "true"}], components=hooks)) == []
+
+
 def test_a_network_is_added_to_a_vm_that_runs_and_never_taken_away(dc1, vsphere):
     made(dc1, vsphere, running=True, networks=["lan"])
 

@@ -37,7 +37,7 @@ class Configure:
     def unsupported(self, vm: VM) -> Iterator[tuple[str, str]]:
         """Yield each declared thing that this driver does not do, and what to do."""
         if vm.placement is not None and (vm.placement.near or vm.placement.away_from):
-            yield "placement.near and away_from", "make rules of DRS in vCenter"
+            yield "placement.near and away_from", "DRS places VMs: make a rule in vCenter, and remove it here"
         yield from _unasked(vm)
         for disk in vm.disks:
             if "format" in disk.model_fields_set and disk.format != "vmdk":
