@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,7 @@ def site(tmp_path_factory):
         finally:
             local.down()
             assert local.status() is None
+            shutil.rmtree(Path(tempfile.gettempdir()) / "runner_storage")  # Prefect's worker leaves it
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def start(name, **parameters):
         return api.create_flow_run_from_deployment(deployment.id, parameters=parameters)
 
 
-def ended(flow_run, limit_s=120, *, run_count=1):
+def ended(flow_run, limit_s=300, *, run_count=1):
     with client() as api:
         limit = time.monotonic() + limit_s
         while time.monotonic() < limit:
@@ -169,12 +172,12 @@ def test_the_run_form_in_the_browser_offers_the_vms_of_this_fleet(site, page):
     page.goto(
         f"{os.environ['PREFECT_API_URL'].removesuffix('/api')}/deployments/deployment/{deployment.id}/run"
     )
-    page.get_by_text("Which VMs; none means all.").wait_for(timeout=30_000)
+    page.get_by_text("Which VMs; none means all.").wait_for(timeout=60_000)
     page.locator("button.p-select-button__control").first.focus()
     page.keyboard.press("Space")
 
     for vm in site.file.fleet.vms:
-        page.get_by_text(vm, exact=True).first.wait_for(timeout=10_000)
+        page.get_by_text(vm, exact=True).first.wait_for(timeout=60_000)
 
 
 @pytest.mark.usefixtures("deployed")
@@ -182,7 +185,7 @@ def test_the_page_of_a_run_names_its_steps(page):
     run = ended(start("site-backup", vms=["app1"]))
 
     page.goto(f"{os.environ['PREFECT_API_URL'].removesuffix('/api')}/runs/flow-run/{run.id}")
-    page.get_by_text("Task Runs").first.click(timeout=30_000)
+    page.get_by_text("Task Runs").first.click(timeout=60_000)
 
     for step in ("snapshot app1", "backup app1/os", "upload app1/os", "seal app1"):
-        page.get_by_text(step, exact=True).first.wait_for(timeout=30_000)
+        page.get_by_text(step, exact=True).first.wait_for(timeout=60_000)

@@ -1,13 +1,12 @@
 """Databases of powered-off VMs: rows come back, and what was not stopped cleanly is refused."""
 
-# ruff: noqa: S108  (the server runs as another user, who cannot enter the folders of pytest)
-
 import contextlib
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -93,10 +92,9 @@ class Server:
 
 
 @pytest.fixture
-def run(tmp_path_factory):
-    """A folder for sockets that the server's user may enter."""
-    folder = Path(f"/tmp/pg-{os.getpid()}-{tmp_path_factory.getbasetemp().name}")
-    folder.mkdir()
+def run():
+    """A folder for sockets that the server's user may enter; those of pytest are closed to it."""
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
     shutil.chown(folder, "postgres", "postgres")
     yield folder
     shutil.rmtree(folder)
@@ -105,8 +103,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster that was made but never started, to copy."""
-    folder = Path(f"/tmp/pg-cluster-{os.getpid()}")
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(prefix="pg-"))
     shutil.chown(folder, "postgres", "postgres")
     server = Server(folder / "main", folder)
     command = server.command(BIN / "initdb", "-D", server.data, "-A", "trust", "-N", "--no-locale")

@@ -1,7 +1,6 @@
 """Files of powered-off VMs: every oddity comes back, wherever it is restored to."""
 
-# ruff: noqa: PTH211, PTH208, S108  (os.symlink has the order of ln -s; names are what is compared; /tmp is looked
-# through for leftovers)
+# ruff: noqa: PTH211, PTH208  (os.symlink has the order of ln -s; names are what is compared)
 
 import dataclasses
 import io
@@ -10,6 +9,8 @@ import shutil
 import stat
 import subprocess
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -57,9 +58,10 @@ class Shelf(shelves.Shelf):
 def shelf(tmp_path):
     shelf = Shelf(tmp_path)
     yield shelf
-    mounts = scratch.mounts_below(scratch.Path("/tmp"))
+    temporary = Path(tempfile.gettempdir())
+    mounts = scratch.mounts_below(temporary)
     assert not [m for m in mounts if f"vmkeep-{os.getpid()}-" in str(m)]
-    assert not list(scratch.Path("/tmp").glob(f"vmkeep-{os.getpid()}-*"))
+    assert not list(temporary.glob(f"vmkeep-{os.getpid()}-*"))
     assert not list(shelf.scratch.iterdir())
 
 
