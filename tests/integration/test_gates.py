@@ -21,8 +21,8 @@ from vmkeep.errors import SourceError, TemporaryError, UnsupportedError
 from vmkeep.fleet.model import VM
 from vmkeep.guests.ssh import SshGuest
 from vmkeep.hypervisors.memory import MemoryHypervisor
+from vmkeep.testing.ports import free_port
 from vmkeep.testing.sshd import sshd
-from vmkeep.testing.tiny_guest import free_port
 
 pytestmark = pytest.mark.integration
 

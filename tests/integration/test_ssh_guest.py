@@ -12,9 +12,9 @@ import pytest
 from vmkeep.errors import AccessError, TemporaryError
 from vmkeep.guests import scripts
 from vmkeep.guests.ssh import SshGuest
+from vmkeep.testing.ports import free_port
 from vmkeep.testing.running_guests import eventually
 from vmkeep.testing.sshd import sshd
-from vmkeep.testing.tiny_guest import free_port
 from vmkeep.units import MiB
 
 pytestmark = pytest.mark.integration

