@@ -139,8 +139,22 @@ def test_unset_properties_are_absent(client):
 
     assert "snapshot" not in client.properties(vm, "snapshot", "name")
     assert vm.snapshot is None
-    assert vm.summary.quickStats.guestHeartbeatStatus == "gray"
     assert vm.runtime.powerState == "poweredOff"
+
+
+def test_whole_objects_can_be_read(client):
+    vm = client.create("db1")
+    snapshot = client.snapshot(vm)
+    task = snapshot.RemoveSnapshot_Task(removeChildren=False)
+    made = client.content.fileManager.MoveDatastoreFile_Task(
+        "[vmfs1] db1/vmware.log", client.datacenter, "[vmfs1] db1/old.log", client.datacenter
+    )
+
+    assert task.info.entity == vm
+    assert made.info.entity is None
+    assert vm.summary.quickStats.guestHeartbeatStatus == "gray"
+    assert vm.storage.perDatastoreUsage
+    assert {host.summary.runtime.connectionState for host in client.cluster.host} == {"connected"}
 
 
 # --- snapshots
@@ -502,6 +516,9 @@ def change(operation, device):
 def test_a_disk_grows_and_never_shrinks(vsphere, client):
     vm = client.create("db1")
     [disk] = client.disks(vm)
+    snapshot = client.snapshot(vm)
+    change_id = client.disks(snapshot)[0].backing.changeId
+    client.remove(snapshot)
 
     disk.capacityInKB, disk.capacityInBytes = 8 * 1024, 8 * MiB
     client.reconfigure(vm, deviceChange=[change("edit", disk)])
@@ -511,6 +528,8 @@ def test_a_disk_grows_and_never_shrinks(vsphere, client):
 
     assert vsphere.machine("db1").disks[0].size == 8 * MiB
     assert vsphere.machine("db1").disks[0].raw.stat().st_size == 8 * MiB
+    with pytest.raises(vim.fault.FileFault):
+        client.changed(vm, client.snapshot(vm), change_id)
 
 
 def test_cards_options_and_size_are_changed(client):
@@ -529,7 +548,7 @@ def test_cards_options_and_size_are_changed(client):
         numCPUs=4,
         memoryMB=1024,
         extraConfig=options,
-        deviceChange=[change("edit", card), change("add", second)],
+        deviceChange=[change("add", second), change("edit", card)],
     )
     client.reconfigure(vm, extraConfig=[vim.option.OptionValue(key="a", value="")])
 

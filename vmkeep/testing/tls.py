@@ -37,12 +37,20 @@ def loopback_certificate(folder: Path) -> Certificate:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vmkeep test")])
     now = dt.datetime.now(dt.UTC)
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    usage = x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, key_encipherment=True, content_commitment=False,
+        data_encipherment=False, key_agreement=False, crl_sign=False,
+        encipher_only=False, decipher_only=False,
+    )  # fmt: skip
     signed = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - dt.timedelta(hours=1))
         .not_valid_after(now + dt.timedelta(days=1))
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        # Python 3.13 trusts no authority without these.
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     made = Certificate(folder / "tls.pem", folder / "tls.key")

@@ -8,12 +8,10 @@ datacenter DC0, a cluster of three hosts, datastores vmfs1 and vmfs2, networks l
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import fcntl
 import functools
 import hashlib
 import http.client
-import ipaddress
 import json
 import os
 import ssl
@@ -23,13 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
-
 from vmkeep.disks import tools
 from vmkeep.errors import SourceError, UnsupportedError
+from vmkeep.testing.tls import loopback_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -294,14 +288,10 @@ def simulator(folder: Path) -> Iterator[Simulator]:
         SourceError: it does not start; the message has the end of its log.
     """
     program = build()
-    certificate, key = _certificate()
-    ca = folder / "ca.pem"
-    ca.write_bytes(certificate)
-    (folder / "key.pem").write_bytes(key)
-    (folder / "key.pem").chmod(0o600)
+    tls = loopback_certificate(folder)
     command = [
-        str(program), "-folder", str(folder), "-user", USER, "-certificate", str(ca), "-key",
-        str(folder / "key.pem"),
+        str(program), "-folder", str(folder), "-user", USER,
+        "-certificate", str(tls.certificate), "-key", str(tls.key),
     ]  # fmt: skip
     environment = {**os.environ, "VSPHERE_SIMULATOR_PASSWORD": PASSWORD, "TMPDIR": str(folder)}
     with (folder / "log").open("wb") as log:
@@ -315,7 +305,7 @@ def simulator(folder: Path) -> Iterator[Simulator]:
         if not first.startswith("READY "):
             process.wait()
             raise SourceError(f"the vSphere simulator ended: {(folder / 'log').read_text()[-2000:]}")
-        yield Simulator(folder, first.split()[1], ca, process)
+        yield Simulator(folder, first.split()[1], tls.certificate, process)
     finally:
         process.kill()  # what it has is thrown away
         process.wait()
@@ -365,34 +355,3 @@ def _build(program: Path) -> None:
 
 def _sources() -> Sequence[Path]:
     return sorted(_SOURCES.glob("*.go"))
-
-
-@functools.cache
-def _certificate() -> tuple[bytes, bytes]:
-    """Return a certificate for 127.0.0.1, which signed itself, and its key, both PEM."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "vSphere simulator of vmkeep's tests")])
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    now = dt.datetime.now(dt.UTC)
-    usage = x509.KeyUsage(
-        digital_signature=True, key_cert_sign=True, key_encipherment=True, content_commitment=False,
-        data_encipherment=False, key_agreement=False, crl_sign=False,
-        encipher_only=False, decipher_only=False,
-    )  # fmt: skip
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=2))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(usage, critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM), key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
