@@ -205,14 +205,14 @@ def test_what_a_powered_off_vm_cannot_do_is_said_one_sentence_each(tmp_path):
     vm = declare(
         guest={"agent": True},
         health=[{"tcp": 5432}, {"image": True}],
-        components={"databases": {"cache": {"engine": "redis"}}},
+        components={"applications": {"erp": {"paths": ["/opt/erp"], "pre": ["erpctl pause"]}}},
     )
 
     found = ImagesHypervisor("shelf", tmp_path).unsupported("db1", vm)
     assert [line.split(" is not")[0] for line in found] == [
         "VM db1: guest.agent",
         "VM db1: health tcp",
-        "VM db1: databases.cache.engine redis",
+        "VM db1: applications.erp.pre",
     ]
 
 

@@ -20,7 +20,7 @@ from vmkeep.disks import scratch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ENDS_S: Final = 30.0
+_ENDS_S: Final = 120.0
 """Servers that were told to end, and ones that notice that nobody needs them any more, get so long."""
 _OUR_OWN: Final = b"multiprocessing.resource_tracker"
 """Python's own helper of a process, which ends with it."""
